@@ -1,1 +1,3 @@
-//! Placeholder until the first module lands.
+//! Backup steps and workflows, written against the `Hypervisor` trait.
+
+pub mod image;
