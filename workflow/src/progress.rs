@@ -1,0 +1,184 @@
+//! Progress of an attempt: how far it is, and from where a later attempt can go on.
+//!
+//! Neither is an event. They live in one mutable row per attempt of the store, outside the hash chain: how far a copy
+//! was at noon is not history, and losing it costs work but no truth. A resume token enters the journal only through
+//! a probe's verdict, which has compared it with what is really on disk.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::fault::{Code, Fault};
+use crate::ids::{JobId, Phase, StepName};
+use crate::journal::EventStore;
+
+/// The shortest time between two writes of progress to the store.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How far an attempt is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amount {
+    /// So much is done.
+    pub done: u64,
+    /// Of so much; 0 when not known.
+    pub total: u64,
+    /// The unit: `bytes`.
+    pub unit: String,
+}
+
+/// What the store's row of an attempt holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProgressRow {
+    /// The attempt.
+    pub attempt: u32,
+    /// How far it is.
+    #[serde(default)]
+    pub amount: Amount,
+    /// From where a later attempt can go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Value>,
+}
+
+struct Inner {
+    store: Option<Arc<dyn EventStore>>,
+    job: JobId,
+    row: String,
+    state: Mutex<Live>,
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+struct Live {
+    row: ProgressRow,
+    advanced: Instant,
+    written: Option<Instant>,
+}
+
+/// The handle through which an attempt reports. Cheap to clone; may be used from blocking threads.
+#[derive(Clone)]
+pub struct Progress(Arc<Inner>);
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Progress").field(&self.0.row).finish()
+    }
+}
+
+/// The name of the row of a step.
+#[must_use]
+pub fn row_name(step: &StepName, phase: Phase) -> String {
+    match phase {
+        Phase::Forward => format!("forward/{step}"),
+        Phase::Undo => format!("undo/{step}"),
+    }
+}
+
+impl Progress {
+    pub(crate) fn new(
+        store: Arc<dyn EventStore>,
+        job: JobId,
+        step: &StepName,
+        phase: Phase,
+        attempt: u32,
+        token: Option<Value>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store: Some(store),
+            job,
+            row: row_name(step, phase),
+            state: Mutex::new(Live {
+                row: ProgressRow { attempt, amount: Amount::default(), token },
+                advanced: Instant::now(),
+                written: None,
+            }),
+            runtime: tokio::runtime::Handle::try_current().ok(),
+        }))
+    }
+
+    /// A handle that reports to nobody, for tests of steps.
+    #[must_use]
+    pub fn detached() -> Self {
+        Self(Arc::new(Inner {
+            store: None,
+            job: JobId::new(),
+            row: String::new(),
+            state: Mutex::new(Live { row: ProgressRow::default(), advanced: Instant::now(), written: None }),
+            runtime: None,
+        }))
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, Live> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much is done. Cheap: call it as often as convenient. Counts as a sign of life if `done` changed.
+    pub fn report(&self, done: u64, total: u64, unit: &str) {
+        let row = {
+            let mut live = self.live();
+            let now = Instant::now();
+            if live.row.amount.done != done {
+                live.advanced = now;
+            }
+            live.row.amount = Amount { done, total, unit: unit.to_owned() };
+            if live.written.is_some_and(|at| now.duration_since(at) < INTERVAL) {
+                return;
+            }
+            live.written = Some(now);
+            live.row.clone()
+        };
+        let (Some(runtime), Some(store)) = (&self.0.runtime, self.0.store.clone()) else { return };
+        let (job, name) = (self.0.job, self.0.row.clone());
+        runtime.spawn(async move {
+            // Lost progress is no fault: the next report carries all of it again.
+            if let Ok(value) = serde_json::to_value(&row)
+                && let Err(error) = store.put_row(job, &name, &value).await
+            {
+                tracing::debug!(%job, row = name, %error, "progress was not stored");
+            }
+        });
+    }
+
+    /// A sign of life from a step that cannot count.
+    pub fn alive(&self) {
+        self.live().advanced = Instant::now();
+    }
+
+    /// Stores a resume token. Call it only after the data that it speaks of is durable.
+    ///
+    /// # Errors
+    /// When the store did not take it.
+    pub async fn save<T: Serialize + Sync>(&self, token: &T) -> Result<(), Fault> {
+        let fault = |cause: String| {
+            Fault::transient(Code::STORE_DAMAGED, "store how far the step is", self.0.row.clone(), cause)
+        };
+        let token = serde_json::to_value(token).map_err(|e| fault(e.to_string()))?;
+        let row = {
+            let mut live = self.live();
+            live.row.token = Some(token);
+            live.advanced = Instant::now();
+            live.written = Some(Instant::now());
+            live.row.clone()
+        };
+        let Some(store) = &self.0.store else { return Ok(()) };
+        let value = serde_json::to_value(&row).map_err(|e| fault(e.to_string()))?;
+        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| fault(e.to_string()))
+    }
+
+    /// The resume token that was stored last, by this attempt or an earlier one.
+    #[must_use]
+    pub fn saved(&self) -> Option<Value> {
+        self.live().row.token.clone()
+    }
+
+    /// How far the attempt is.
+    #[must_use]
+    pub fn amount(&self) -> Amount {
+        self.live().row.amount.clone()
+    }
+
+    /// How long ago the last sign of life was.
+    pub(crate) fn idle(&self) -> Duration {
+        self.live().advanced.elapsed()
+    }
+}
