@@ -16,6 +16,7 @@
 //!
 //! This crate knows nothing of virtual machines, hypervisors or disks.
 
+pub mod crash;
 pub mod decide;
 pub mod engine;
 pub mod event;
@@ -29,7 +30,7 @@ pub mod state;
 pub mod step;
 pub mod summary;
 
-//pub use engine::{Engine, EngineError};
+pub use engine::{Clock, Engine, Environment, JobView};
 pub use event::{Actor, Body, Event, IfBusy, JobRequest, Settle, Subject, Verdict};
 pub use fault::{Class, Code, Fault};
 pub use ids::{JobId, Phase, Seq, StepKind, StepName, StreamId, WorkflowName};

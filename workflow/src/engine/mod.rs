@@ -1,0 +1,704 @@
+//! The engine: jobs asked for, locked, driven, recovered and acted on.
+//!
+//! # Locks
+//! At most one job that changes a subject runs on it. The lock is not a thing of its own: it is *derived* from the
+//! journals. A job holds its subject from its plan until it has ended, across crashes, and also while it needs
+//! attention; so a subject whose last job could not be settled stays closed until somebody settles it. What is kept in
+//! memory is only the index of that.
+//!
+//! # Admission
+//! A request is durable before anything else happens to it. It is planned when its subject's lock is held and the
+//! limits allow, so that a plan is never older than its first step.
+
+mod attempt;
+mod clock;
+mod driver;
+pub(crate) mod log;
+mod view;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::event::{Actor, Body, Event, IfBusy, JobRequest, Settle};
+use crate::fault::{Class, Code, Fault};
+use crate::ids::{JobId, Phase, Seq, StepName, StreamId};
+use crate::journal::{Append, AppendError, EventStore, JobFilter, Reserve, StoreError};
+use crate::plan::Plan;
+use crate::progress::ProgressRow;
+use crate::state::State;
+use crate::step::{PlanContext, Registry, Workflow};
+use crate::summary::{JobStatus, JobSummary};
+
+pub use clock::{Clock, Environment, NoEnvironment, SystemClock};
+pub use view::{JobView, StepState, StepView};
+
+use driver::{Ended, Handle, Message, Start};
+use log::Log;
+
+/// How many jobs run at once.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// In all.
+    pub running: usize,
+    /// By the names that requests carry.
+    pub named: BTreeMap<String, usize>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { running: 4, named: BTreeMap::new() }
+    }
+}
+
+/// What an engine is made of.
+pub struct Config {
+    /// Where journals are kept.
+    pub store: Arc<dyn EventStore>,
+    /// The step kinds and workflows of this binary.
+    pub registry: Registry,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// What is recorded of the world.
+    pub environment: Arc<dyn Environment>,
+    /// How much runs at once.
+    pub limits: Limits,
+    /// Called when the store can no longer be trusted. It must end the process.
+    pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// What recovery found.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery {
+    /// Jobs that go on.
+    pub resumed: Vec<JobId>,
+    /// Jobs that this engine cannot read; they keep their subjects and are otherwise left alone.
+    pub parked: Vec<(JobId, Fault)>,
+}
+
+#[derive(Default)]
+struct Schedule {
+    holders: HashMap<String, JobId>,
+    queue: VecDeque<Queued>,
+    drivers: HashMap<JobId, Running>,
+    parked: HashMap<JobId, Fault>,
+    draining: bool,
+}
+
+struct Queued {
+    job: JobId,
+    start: Start,
+    exclusive: bool,
+}
+
+struct Running {
+    handle: Handle,
+    subject: Option<String>,
+    limits: Vec<String>,
+}
+
+struct Shared {
+    store: Arc<dyn EventStore>,
+    registry: Registry,
+    clock: Arc<dyn Clock>,
+    environment: Arc<dyn Environment>,
+    limits: Limits,
+    on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    schedule: Mutex<Schedule>,
+    /// Admissions one after the other: whether a subject is free and that a request claims it is one decision.
+    admission: tokio::sync::Mutex<()>,
+    idle: tokio::sync::Notify,
+}
+
+/// The engine. Cheap to clone; all clones are the same engine.
+#[derive(Clone)]
+pub struct Engine(Arc<Shared>);
+
+impl Engine {
+    /// An engine that has not recovered yet and runs nothing.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self(Arc::new(Shared {
+            store: config.store,
+            registry: config.registry,
+            clock: config.clock,
+            environment: config.environment,
+            limits: config.limits,
+            on_fatal: config.on_fatal,
+            schedule: Mutex::default(),
+            admission: tokio::sync::Mutex::default(),
+            idle: tokio::sync::Notify::new(),
+        }))
+    }
+
+    /// The step kinds and workflows of this engine.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Where journals are kept.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn EventStore> {
+        &self.0.store
+    }
+
+    /// Takes over every job that has not ended: folds its journal, holds its lock, and goes on. A job that cannot be
+    /// folded is set aside and keeps nobody else from going on.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn recover(&self) -> Result<Recovery, Fault> {
+        let _one = self.0.admission.lock().await;
+        let mut recovery = Recovery::default();
+        let mut jobs = self.0.store.jobs(&JobFilter::default()).await.map_err(|e| unreadable(&e))?;
+        jobs.retain(|summary| !summary.status.ended());
+        jobs.sort_by_key(|summary| (summary.requested, summary.job));
+        for summary in jobs {
+            let job = summary.job;
+            let subject = summary.subject.id.clone();
+            match self.0.take_over(summary).await {
+                Ok((start, exclusive)) => {
+                    let planned = start.log.state.plan().is_some();
+                    if planned {
+                        self.0.run(job, start, exclusive);
+                    } else {
+                        self.0.schedule().queue.push_back(Queued { job, start, exclusive });
+                    }
+                    recovery.resumed.push(job);
+                }
+                Err(fault) => {
+                    tracing::error!(%job, %fault, "a job cannot be read and is set aside");
+                    let mut schedule = self.0.schedule();
+                    schedule.holders.entry(subject).or_insert(job);
+                    schedule.parked.insert(job, fault.clone());
+                    drop(schedule);
+                    recovery.parked.push((job, fault));
+                }
+            }
+        }
+        self.0.pump();
+        Ok(recovery)
+    }
+
+    /// Asks for a job. When this returns `Ok` the request is durable.
+    ///
+    /// # Errors
+    /// When the workflow is unknown, the subject is busy or needs attention, the key belongs to another request, or
+    /// the store cannot take new jobs.
+    pub async fn request(&self, request: JobRequest) -> Result<JobId, Fault> {
+        let workflow = self.0.workflow(&request)?;
+        let _one = self.0.admission.lock().await;
+        if let Some(key) = &request.key
+            && let Some(stream) = self.0.store.key(key).await.map_err(|e| unreadable(&e))?
+        {
+            return self.0.same_request(&stream, &request).await;
+        }
+        if self.0.schedule().draining {
+            return Err(Fault::transient(
+                Code::INVALID_STATE,
+                "start a job",
+                request.subject.label,
+                "vmkeepd is stopping",
+            )
+            .remedy("Ask again once it has started anew"));
+        }
+        if self.0.store.reserve().await.map_err(|e| unreadable(&e))? == Reserve::Spent {
+            return Err(Fault::transient(
+                Code::STORE_RESERVE_SPENT,
+                "start a job",
+                request.subject.label,
+                "the file system of the state folder is full and the store lives on its reserve",
+            )
+            .remedy("Free space there; running jobs go on, new ones start once the reserve is whole again"));
+        }
+        if workflow.exclusive() && request.if_busy == IfBusy::Refuse {
+            self.0.refuse_busy(&request)?;
+        }
+        let job = JobId::new();
+        let event =
+            Event::new(self.0.clock.now(), self.0.environment.facts(), Body::JobRequested(request.clone()));
+        let mut state = State::new();
+        state.apply(&event).map_err(|e| internal(job, &e.to_string()))?;
+        let summary =
+            JobSummary::first(job, &event).ok_or_else(|| internal(job, "the first event is no request"))?;
+        let append = Append {
+            stream: StreamId::job(job),
+            expected: Seq(0),
+            records: vec![log::encode(&event).map_err(|e| internal(job, &e))?],
+            summary: Some(summary.clone()),
+            key: request.key.clone(),
+        };
+        crate::crash::point(&format!("append/before/{}/1", request.workflow));
+        self.0.store.append(append).await.map_err(|e| self.0.not_accepted(&request, &e))?;
+        crate::crash::point(&format!("append/after/{}/1", request.workflow));
+        let start = Start {
+            log: Log::new(self.0.clone(), job, state, summary),
+            recovered: false,
+            started_in: HashMap::new(),
+            tokens: HashMap::new(),
+        };
+        self.0.schedule().queue.push_back(Queued { job, start, exclusive: workflow.exclusive() });
+        self.0.pump();
+        Ok(job)
+    }
+
+    /// The plan that a request would get now. Changes nothing.
+    ///
+    /// # Errors
+    /// When no plan can be made.
+    pub async fn dry_run(&self, request: JobRequest) -> Result<Plan, Fault> {
+        let workflow = self.0.workflow(&request)?;
+        if workflow.exclusive() {
+            self.0.refuse_busy(&request)?;
+        }
+        self.0.make_plan(PlanContext { job: JobId::new(), request: Arc::new(request), dry_run: true }).await
+    }
+
+    /// Asks a job to stop and roll back. Past the point of no return it goes on to its end instead, and says so.
+    ///
+    /// # Errors
+    /// When the job does not exist or has ended.
+    pub async fn cancel(&self, job: JobId, by: Actor) -> Result<(), Fault> {
+        self.act(job, Body::CancelRequested(by)).await
+    }
+
+    /// Asks a job to wait at the next safe place until that instant.
+    ///
+    /// # Errors
+    /// When the job does not exist or has ended.
+    pub async fn pause(&self, job: JobId, by: Actor, until: Timestamp) -> Result<(), Fault> {
+        self.act(job, Body::PauseRequested { by, until }).await
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// When the job is not paused.
+    pub async fn resume(&self, job: JobId, by: Actor) -> Result<(), Fault> {
+        self.act(job, Body::ResumeRequested(by)).await
+    }
+
+    /// Settles a job that needs attention.
+    ///
+    /// # Errors
+    /// When the job does not need attention.
+    pub async fn settle(&self, job: JobId, by: Actor, how: Settle) -> Result<(), Fault> {
+        self.act(job, Body::SettleRequested { by, how }).await
+    }
+
+    /// Gives a job up that needs attention, and frees its subject. What it leaves behind is written down.
+    ///
+    /// # Errors
+    /// When the job does not need attention.
+    pub async fn abandon(&self, job: JobId, by: Actor) -> Result<(), Fault> {
+        let left = self
+            .view(job)
+            .await?
+            .summary
+            .items
+            .into_iter()
+            .map(|item| format!("step {}: {} ({})", item.step, item.fault.object, item.fault.cause));
+        let left = left.collect();
+        self.act(job, Body::JobAbandoned { by, left }).await
+    }
+
+    /// Sends a signal to a job.
+    ///
+    /// # Errors
+    /// When the job does not exist or has ended.
+    pub async fn signal(&self, job: JobId, name: String, value: Value, by: Actor) -> Result<(), Fault> {
+        self.act(job, Body::SignalReceived { name, value, by }).await
+    }
+
+    /// Records that something was done to keep a guest safe. The act itself never waits for this.
+    ///
+    /// # Errors
+    /// When the job does not exist or has ended.
+    pub async fn intervened(&self, job: JobId, act: String, outcome: String) -> Result<(), Fault> {
+        self.act(job, Body::Intervened { act, outcome }).await
+    }
+
+    async fn act(&self, job: JobId, body: Body) -> Result<(), Fault> {
+        if let Some(handle) = self.0.handle(job) {
+            let (reply, answer) = oneshot::channel();
+            if handle.inbox.send(Message::Act { body: Box::new(body.clone()), reply }).is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return answer;
+            }
+        }
+        if self.0.schedule().queue.iter().any(|queued| queued.job == job) {
+            return self.0.act_on_queued(job, body).await;
+        }
+        let summary = self.summary(job).await?;
+        Err(Fault::permanent(
+            Code::INVALID_STATE,
+            "act on the job",
+            job.to_string(),
+            if summary.status.ended() { "it has ended" } else { "this vmkeepd does not run it" },
+        )
+        .remedy(format!("`vmkeep job show {job}` tells where it stands")))
+    }
+
+    /// A job with its steps.
+    ///
+    /// # Errors
+    /// When the job does not exist or its history cannot be read.
+    pub async fn view(&self, job: JobId) -> Result<JobView, Fault> {
+        if let Some(handle) = self.0.handle(job) {
+            let (reply, answer) = oneshot::channel();
+            if handle.inbox.send(Message::View(reply)).is_ok()
+                && let Ok(view) = answer.await
+            {
+                return Ok(view);
+            }
+        }
+        let summary = self.summary(job).await?;
+        let parked = self.0.schedule().parked.get(&job).cloned();
+        let folded = match log::history(&*self.0.store, job).await {
+            Ok(events) => State::fold(events.iter().map(|(_, event)| event)).map_err(|e| e.to_string()),
+            Err(fault) => Err(fault.to_string()),
+        };
+        match (folded, parked) {
+            (Ok(state), parked) => Ok(JobView { parked, ..JobView::of(&state, summary) }),
+            (Err(_), Some(fault)) => {
+                Ok(JobView { parked: Some(fault), ..JobView::of(&State::new(), summary) })
+            }
+            (Err(why), None) => Err(unfoldable(job, &why)),
+        }
+    }
+
+    /// A job in one row.
+    ///
+    /// # Errors
+    /// When the job does not exist.
+    pub async fn summary(&self, job: JobId) -> Result<JobSummary, Fault> {
+        self.0.store.job(job).await.map_err(|e| unreadable(&e))?.ok_or_else(|| log::no_such_job(job))
+    }
+
+    /// The jobs that match, newest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobSummary>, Fault> {
+        self.0.store.jobs(filter).await.map_err(|e| unreadable(&e))
+    }
+
+    /// A job's events.
+    ///
+    /// # Errors
+    /// When the job does not exist or its history cannot be read.
+    pub async fn history(&self, job: JobId) -> Result<Vec<(Seq, Event)>, Fault> {
+        log::history(&*self.0.store, job).await
+    }
+
+    /// Waits until a job has ended or needs attention.
+    ///
+    /// # Errors
+    /// When the job does not exist.
+    pub async fn wait(&self, job: JobId) -> Result<JobSummary, Fault> {
+        loop {
+            let changed = self.0.idle.notified();
+            if let Some(mut handle) = self.0.handle(job) {
+                let settled = |s: &JobSummary| s.status.ended() || s.status == JobStatus::NeedsAttention;
+                if let Ok(summary) = handle.summary.wait_for(settled).await {
+                    return Ok(summary.clone());
+                }
+            }
+            let summary = self.summary(job).await?;
+            let parked = self.0.schedule().parked.contains_key(&job);
+            if summary.status.ended() || summary.status == JobStatus::NeedsAttention || parked {
+                return Ok(summary);
+            }
+            changed.await;
+        }
+    }
+
+    /// The job that holds a subject.
+    #[must_use]
+    pub fn holder(&self, subject: &str) -> Option<JobId> {
+        self.0.schedule().holders.get(subject).copied()
+    }
+
+    /// The jobs that this engine set aside, and why.
+    #[must_use]
+    pub fn parked(&self) -> Vec<(JobId, Fault)> {
+        self.0.schedule().parked.iter().map(|(job, fault)| (*job, fault.clone())).collect()
+    }
+
+    /// Brings every job to a safe place and stops. The jobs go on when an engine recovers them.
+    pub async fn shutdown(&self) {
+        {
+            let mut schedule = self.0.schedule();
+            schedule.draining = true;
+            for running in schedule.drivers.values() {
+                let _ = running.handle.inbox.send(Message::Drain);
+            }
+        }
+        loop {
+            let changed = self.0.idle.notified();
+            if self.0.schedule().drivers.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Shared {
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, job: JobId) -> Option<Handle> {
+        self.schedule().drivers.get(&job).map(|running| running.handle.clone())
+    }
+
+    fn workflow(&self, request: &JobRequest) -> Result<Arc<dyn Workflow>, Fault> {
+        self.registry.find_workflow(&request.workflow).ok_or_else(|| {
+            let known: Vec<_> = self.registry.workflow_names().iter().map(ToString::to_string).collect();
+            Fault::permanent(
+                Code::UNKNOWN_STEP_KIND,
+                "start a job",
+                request.subject.label.clone(),
+                format!("there is no workflow {}", request.workflow),
+            )
+            .remedy(format!("Known workflows: {}", known.join(", ")))
+        })
+    }
+
+    async fn make_plan(&self, cx: PlanContext) -> Result<Plan, Fault> {
+        let workflow = self.workflow(&cx.request)?;
+        let plan = workflow.plan(&cx).await?;
+        let label = cx.request.subject.label.clone();
+        if let Some(step) = plan.steps.iter().find(|step| !self.registry.knows(&step.kind)) {
+            let cause =
+                format!("the plan names the step kind {}, which this release does not have", step.kind);
+            return Err(Fault::permanent(Code::UNKNOWN_STEP_KIND, "plan the job", label, cause));
+        }
+        match plan.clone().compile() {
+            Ok(_) => Ok(plan),
+            Err(e) => Err(Fault::permanent(Code::UNDEFINED, "plan the job", label, e)),
+        }
+    }
+
+    async fn same_request(&self, stream: &StreamId, request: &JobRequest) -> Result<JobId, Fault> {
+        let taken = |cause: &str| {
+            Fault::permanent(Code::DUPLICATE_KEY, "start a job", request.subject.label.clone(), cause)
+                .remedy("Use a new key for a new request")
+        };
+        let job = stream.as_job().ok_or_else(|| taken("the key belongs to something that is not a job"))?;
+        let events = log::history(&*self.store, job).await?;
+        match events.first().map(|(_, event)| &event.body) {
+            Some(Body::JobRequested(before))
+                if before.workflow == request.workflow
+                    && before.subject == request.subject
+                    && before.options == request.options =>
+            {
+                Ok(job)
+            }
+            _ => Err(taken(&format!("the key was used for another request, job {job}"))),
+        }
+    }
+
+    fn not_accepted(&self, request: &JobRequest, error: &AppendError) -> Fault {
+        if let AppendError::Fatal(why) = error {
+            (self.on_fatal)(why);
+        }
+        let code = if matches!(error, AppendError::Full(_)) {
+            Code::STORE_RESERVE_SPENT
+        } else {
+            Code::STORE_DAMAGED
+        };
+        Fault::transient(code, "store the request", request.subject.label.clone(), error)
+            .remedy("Nothing was started. See to the state folder's file system, then ask again")
+    }
+
+    /// Refuses a request whose subject is held or already asked for.
+    fn refuse_busy(&self, request: &JobRequest) -> Result<(), Fault> {
+        let schedule = self.schedule();
+        let subject = &request.subject.id;
+        let queued = schedule.queue.iter().find(|queued| {
+            queued.exclusive
+                && queued.start.log.state.request().is_some_and(|waiting| waiting.subject.id == *subject)
+        });
+        let holder = schedule.holders.get(subject).copied().or_else(|| queued.map(|queued| queued.job));
+        let Some(holder) = holder else { return Ok(()) };
+        let status = schedule.drivers.get(&holder).map(|running| running.handle.summary.borrow().status);
+        let parked = schedule.parked.contains_key(&holder);
+        let label = request.subject.label.clone();
+        Err(if parked || status == Some(JobStatus::NeedsAttention) {
+            Fault::permanent(Code::NEEDS_ATTENTION, "start a job", label, format!("job {holder} on it needs attention"))
+                .remedy(format!(
+                    "`vmkeep job show {holder}` says what is left; then `vmkeep job settle {holder}` or `vmkeep job abandon {holder}`"
+                ))
+        } else {
+            Fault::transient(Code::SUBJECT_BUSY, "start a job", label, format!("job {holder} works on it"))
+                .remedy(format!("Wait for it (`vmkeep job watch {holder}`), or ask with --queue"))
+        })
+    }
+
+    /// Reads a job of an earlier engine.
+    async fn take_over(self: &Arc<Self>, summary: JobSummary) -> Result<(Start, bool), Fault> {
+        let job = summary.job;
+        let events = log::history(&*self.store, job).await?;
+        let state = State::fold(events.iter().map(|(_, event)| event))
+            .map_err(|e| unfoldable(job, &e.to_string()))?;
+        let exclusive =
+            self.registry.find_workflow(&summary.workflow).is_none_or(|workflow| workflow.exclusive());
+        let mut started_in = HashMap::<(StepName, Phase), _>::new();
+        for (_, event) in &events {
+            if let Body::StepStarted { step, phase, .. } = &event.body {
+                started_in.insert((step.clone(), *phase), Arc::new(event.env.clone()));
+            }
+        }
+        let rows = self.store.rows(job).await.map_err(|e| unreadable(&e))?;
+        let tokens = rows
+            .into_iter()
+            .filter_map(|(name, value)| {
+                Some((name, serde_json::from_value::<ProgressRow>(value).ok()?.token?))
+            })
+            .collect();
+        let recovered = state.plan().is_some();
+        // The summary may be a projection of a damaged store; the fold is the truth that goes on from here.
+        let mut fresh =
+            JobSummary::first(job, &events[0].1).ok_or_else(|| unfoldable(job, "it has no request"))?;
+        events[1..].iter().for_each(|(_, event)| fresh.apply(event));
+        Ok((
+            Start { log: Log::new(self.clone(), job, state, fresh), recovered, started_in, tokens },
+            exclusive,
+        ))
+    }
+
+    /// Starts a job's driver and takes its lock.
+    fn run(self: &Arc<Self>, job: JobId, start: Start, exclusive: bool) {
+        let request = start.log.state.request().cloned();
+        let subject = request.as_ref().filter(|_| exclusive).map(|request| request.subject.id.clone());
+        let limits = request.map(|request| request.limits.clone()).unwrap_or_default();
+        let mut schedule = self.schedule();
+        if let Some(subject) = &subject {
+            schedule.holders.insert(subject.clone(), job);
+        }
+        let handle = driver::spawn(self, job, start);
+        schedule.drivers.insert(job, Running { handle, subject, limits });
+        drop(schedule);
+        self.idle.notify_waiters();
+    }
+
+    /// Starts what may start: in the order of the requests, past those that have to wait.
+    fn pump(self: &Arc<Self>) {
+        loop {
+            let next = {
+                let mut schedule = self.schedule();
+                if schedule.draining || schedule.drivers.len() >= self.limits.running {
+                    return;
+                }
+                let free = schedule.queue.iter().position(|queued| self.may_run(&schedule, queued));
+                free.and_then(|at| schedule.queue.remove(at))
+            };
+            let Some(Queued { job, start, exclusive }) = next else { return };
+            self.run(job, start, exclusive);
+        }
+    }
+
+    fn may_run(&self, schedule: &Schedule, queued: &Queued) -> bool {
+        let Some(request) = queued.start.log.state.request() else { return true };
+        let free = !queued.exclusive || !schedule.holders.contains_key(&request.subject.id);
+        free && request.limits.iter().all(|name| {
+            let most = self.limits.named.get(name).copied().unwrap_or(usize::MAX);
+            schedule.drivers.values().filter(|running| running.limits.contains(name)).count() < most
+        })
+    }
+
+    /// An act on a job that waits: it gets its driver at once, without a lock, which a job without a plan never needs.
+    async fn act_on_queued(self: &Arc<Self>, job: JobId, body: Body) -> Result<(), Fault> {
+        if !matches!(body, Body::CancelRequested(_)) {
+            return Err(Fault::permanent(
+                Code::INVALID_STATE,
+                "act on the job",
+                job.to_string(),
+                "it has not started yet",
+            )
+            .remedy("A waiting job can only be cancelled"));
+        }
+        let _one = self.admission.lock().await;
+        let found = {
+            let mut schedule = self.schedule();
+            let at = schedule.queue.iter().position(|queued| queued.job == job);
+            at.and_then(|at| schedule.queue.remove(at))
+        };
+        let Some(mut queued) = found else {
+            return Err(Fault::transient(
+                Code::INVALID_STATE,
+                "act on the job",
+                job.to_string(),
+                "it has just started",
+            )
+            .remedy("Ask again"));
+        };
+        let by = match &body {
+            Body::CancelRequested(by) => by.clone(),
+            _ => Actor::default(),
+        };
+        let cancelled = queued.start.log.append(vec![body]).await;
+        let ended = match cancelled {
+            Ok(()) => {
+                queued.start.log.append(vec![Body::JobRolledBack(crate::event::Cause::Cancel(by))]).await
+            }
+            lost => lost,
+        };
+        self.idle.notify_waiters();
+        ended.map_err(|lost| internal(job, &format!("{lost:?}")))
+    }
+
+    async fn driver_ended(self: &Arc<Self>, job: JobId, ended: Ended) {
+        if matches!(ended, Ended::Job)
+            && let Err(error) = self.store.clear_rows(job).await
+        {
+            tracing::warn!(%job, %error, "the progress rows of an ended job could not be removed");
+        }
+        {
+            let mut schedule = self.schedule();
+            let running = schedule.drivers.remove(&job);
+            match &ended {
+                Ended::Job => {
+                    if let Some(subject) = running.and_then(|running| running.subject) {
+                        schedule.holders.remove(&subject);
+                    }
+                }
+                Ended::Parked(fault) => {
+                    schedule.parked.insert(job, fault.clone());
+                }
+                Ended::Drained | Ended::Fatal(_) => {}
+            }
+        }
+        if let Ended::Fatal(why) = &ended {
+            tracing::error!(%job, why, "the store failed; ending the process");
+            (self.on_fatal)(why);
+        }
+        self.pump();
+        self.idle.notify_waiters();
+    }
+}
+
+fn unreadable(error: &StoreError) -> Fault {
+    Fault::permanent(Code::STORE_DAMAGED, "read the store", "", error)
+        .remedy("`vmkeep audit verify` names what is damaged")
+}
+
+fn unfoldable(job: JobId, why: &str) -> Fault {
+    Fault::permanent(Code::STORE_DAMAGED, "fold a job's history", job.to_string(), why)
+        .class(Class::Fatal)
+        .remedy(
+            "The job is set aside. Use a release that knows its events, or export the history and report it",
+        )
+}
+
+fn internal(job: JobId, why: &str) -> Fault {
+    Fault::permanent(Code::UNDEFINED, "run the job", job.to_string(), why)
+        .remedy("This is a fault in vmkeep itself. Please report it")
+}
