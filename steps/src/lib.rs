@@ -1,3 +1,5 @@
 //! Backup steps and workflows, written against the `Hypervisor` trait.
 
+pub mod codes;
+pub mod hypervisor;
 pub mod image;

@@ -1,0 +1,129 @@
+//! A domain's definition, as far as backups care.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::{Mirror, Target};
+
+/// An image file in a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Layer {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// `qcow2`, `raw`, …
+    pub format: String,
+}
+
+/// A definition, persistent or live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// The whole text, secrets included where the hypervisor gives them.
+    pub xml: String,
+    /// A hash of the definition without what a job itself changes: the marker, and of every disk on a file its source,
+    /// format and backing store. Equal hashes of persistent definitions mean that nobody else has changed anything.
+    pub bare: String,
+    /// Its disks, in its order.
+    pub disks: Vec<DiskDef>,
+    /// What else matters.
+    pub devices: Devices,
+}
+
+impl Definition {
+    /// A disk by target.
+    #[must_use]
+    pub fn disk(&self, target: &Target) -> Option<&DiskDef> {
+        self.disks.iter().find(|disk| disk.target == *target)
+    }
+
+    /// The file that a disk names.
+    #[must_use]
+    pub fn file(&self, target: &Target) -> Option<&PathBuf> {
+        match &self.disk(target)?.source {
+            DiskSource::File(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+/// What a disk is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskDevice {
+    /// A disk.
+    Disk,
+    /// A CD drive.
+    Cdrom,
+    /// A floppy drive.
+    Floppy,
+    /// A SCSI device passed through.
+    Lun,
+}
+
+/// Where a disk's contents are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "at", rename_all = "snake_case")]
+pub enum DiskSource {
+    /// A file.
+    File(PathBuf),
+    /// A block device of the host.
+    Block(PathBuf),
+    /// Over the network: protocol and name.
+    Network(String),
+    /// Something else: pool volume, folder, NVMe, vhost-user.
+    Other(String),
+    /// No medium.
+    Empty,
+}
+
+/// What a definition says about the images under a disk's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "layers", rename_all = "snake_case")]
+pub enum Backing {
+    /// Nothing: the image itself tells.
+    Probed,
+    /// Explicitly these, from the top down, the image itself not included; none means that the image is taken to stand
+    /// alone *whatever its header says*.
+    Explicit(Vec<Layer>),
+}
+
+/// A disk of a definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskDef {
+    /// Its name in the guest's terms: `vda`.
+    pub target: Target,
+    /// What it is.
+    pub device: DiskDevice,
+    /// Where its contents are.
+    pub source: DiskSource,
+    /// The format that the definition names.
+    pub format: Option<String>,
+    /// What is said about the images below.
+    pub backing: Backing,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Other guests may write.
+    pub shareable: bool,
+    /// Changes are thrown away at shutdown.
+    pub transient: bool,
+    /// The image is encrypted by QEMU.
+    pub encrypted: bool,
+    /// Live definition only: libvirt's idea of a block job on this disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
+}
+
+/// What of a definition decides whether and how it can be backed up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The file of UEFI variables, or a note that there is one.
+    pub nvram: Option<String>,
+    /// An emulated TPM with state of its own.
+    pub tpm: bool,
+    /// The channel of a guest agent.
+    pub agent: bool,
+    /// Devices that keep a memory image from being taken, in words: host devices, virtiofs, …
+    pub unsaveable: Vec<String>,
+}

@@ -1,0 +1,112 @@
+//! What goes wrong between us and the hypervisor, in terms that decisions can be made on.
+
+use std::fmt;
+
+use vmkeep_workflow::{Code, Fault};
+
+use crate::codes;
+
+/// The kinds of trouble that callers tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trouble {
+    /// There is no such domain.
+    NoSuchDomain,
+    /// The hypervisor's daemon cannot be reached, or the connection broke.
+    Unreachable,
+    /// No answer in time: from QEMU's monitor or from libvirt.
+    TimedOut,
+    /// Somebody else's job holds the domain.
+    Busy,
+    /// The domain does not run.
+    NotRunning,
+    /// The guest has no agent, or none that is configured.
+    NoAgent,
+    /// The guest's agent does not answer.
+    AgentSilent,
+    /// A file system is full.
+    NoSpace,
+    /// Another process holds the image.
+    Locked,
+    /// Ended by an abort.
+    Cancelled,
+    /// Not permitted.
+    Denied,
+    /// A file that should be there is not.
+    Missing,
+    /// A file that should not be there is.
+    Exists,
+    /// This hypervisor cannot do that.
+    Unsupported,
+    /// Input or output failed.
+    Io,
+    /// Anything else that it refused.
+    Refused,
+}
+
+/// A failed call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct HvError {
+    /// The kind of trouble.
+    pub trouble: Trouble,
+    /// Whether the call may have taken effect all the same, or may yet do so.
+    pub in_doubt: bool,
+    /// What was said.
+    pub message: String,
+}
+
+/// The result of a call.
+pub type HvResult<T> = Result<T, HvError>;
+
+impl fmt::Display for HvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl HvError {
+    /// A failed call that did not take effect.
+    #[must_use]
+    pub fn new(trouble: Trouble, message: impl Into<String>) -> Self {
+        Self { trouble, in_doubt: false, message: message.into() }
+    }
+
+    /// The same, with the effect in doubt.
+    #[must_use]
+    pub fn in_doubt(mut self) -> Self {
+        self.in_doubt = true;
+        self
+    }
+
+    /// Whether the same call may well work a little later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.trouble,
+            Trouble::Unreachable
+                | Trouble::TimedOut
+                | Trouble::Busy
+                | Trouble::AgentSilent
+                | Trouble::Locked
+                | Trouble::Io
+        )
+    }
+
+    /// As a step's failure. Kinds of trouble that have a code of their own keep it; all others become `code`.
+    #[must_use]
+    pub fn fault(self, code: Code, doing: impl Into<String>, object: impl Into<String>) -> Fault {
+        let code = match self.trouble {
+            Trouble::NoSuchDomain => codes::CANNOT_FIND_MACHINE,
+            Trouble::Unreachable => codes::HYPERVISOR_UNREACHABLE,
+            Trouble::NoSpace => codes::NOT_ENOUGH_DISK_SPACE,
+            Trouble::Unsupported => codes::HYPERVISOR_TOO_OLD,
+            _ => code,
+        };
+        let fault = if self.is_transient() {
+            Fault::transient(code, doing, object, &self.message)
+        } else {
+            Fault::permanent(code, doing, object, &self.message)
+        };
+        if self.in_doubt { fault.in_doubt() } else { fault }
+    }
+}

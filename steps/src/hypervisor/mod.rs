@@ -1,0 +1,214 @@
+//! What the steps need of the world: a hypervisor, and the folders in which it keeps the guests' images.
+//!
+//! Two traits, one world. [`Hypervisor`] is libvirt and QEMU; [`Storage`] is the images beside the guest's own, as far
+//! as a job makes, commits and removes them. A stand-in for tests implements both over one model, because what counts
+//! lies between them: which file QEMU writes to, which file a definition names, and which of both survive a power cut.
+//!
+//! Rules that every implementation keeps and every caller may rely on:
+//! - **Returned means durable.** A call that changes something returns `Ok` only when the change survives a power cut,
+//!   definitions and folders included. libvirt itself does not fsync the folder of its definitions; the implementation
+//!   does. The exceptions die with the guest anyway (suspended, frozen, block jobs) and are named as such.
+//! - **An error may be a lie.** [`HvError::in_doubt`] says that the effect may have taken place or may yet do so. libvirt
+//!   carries out calls of clients that are gone; [`Hypervisor::stragglers`] tells whether that can still happen.
+//! - **QEMU is asked.** [`Observation::qemu`] is QEMU's own answer, never derived from a definition. After a crash of
+//!   libvirtd both of its definitions can name a base while QEMU writes to the overlay.
+//! - **Nothing is retried inside**, and nothing blocks for ever: a monitor that does not answer is
+//!   [`Trouble::TimedOut`].
+//! - Types here are the domain's own; libvirt's do not cross this line.
+
+mod definition;
+mod error;
+mod marker;
+mod observation;
+mod storage;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+pub use definition::{Backing, Definition, Devices, DiskDef, DiskDevice, DiskSource, Layer};
+pub use error::{HvError, HvResult, Trouble};
+pub use marker::{Hold, Marker, NAMESPACE as MARKER_NAMESPACE};
+pub use observation::{
+    BlockJob, BlockJobKind, Control, DomainId, DomainJob, DomainRef, FreezeState, Mirror, Observation,
+    PauseReason, Qemu, QemuDisk, RunState, Target,
+};
+pub use storage::{FileId, Image, OverlaySpec, Space, Storage};
+
+/// Which definitions a change is made to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskChange {
+    /// These disks name these files; explicit backing stores are dropped, so that the chain is read from the images.
+    Point(Vec<(Target, Layer)>),
+    /// The elements of these disks become exactly what they are in this definition.
+    LikeIn {
+        /// The definition to take them from, as XML.
+        xml: String,
+        /// The disks.
+        targets: Vec<Target>,
+    },
+}
+
+/// A snapshot to be taken of a running domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Take {
+    /// Each disk that takes part with its prepared, empty overlay. All others are left out by name: libvirt would
+    /// otherwise include them.
+    pub disks: Vec<(Target, PathBuf)>,
+    /// Where the memory goes; nothing for disks only. The file must not exist.
+    pub memory: Option<PathBuf>,
+}
+
+/// By whose hands a block job is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Through {
+    /// libvirt's; the normal way.
+    Libvirt,
+    /// QEMU's monitor: the only way when libvirt believes that the domain is on its base already.
+    Monitor,
+}
+
+/// The commit of an overlay into its base, under a running or paused QEMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The disk.
+    pub target: Target,
+    /// The overlay, top of the chain.
+    pub overlay: PathBuf,
+    /// The file right below it.
+    pub base: PathBuf,
+    /// Whose hands.
+    pub through: Through,
+    /// Bytes per second; 0 for no limit.
+    pub bandwidth: u64,
+}
+
+/// What becomes of a definition when it is used for another domain, or for new files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewIdentity {
+    /// The domain's name.
+    pub name: String,
+    /// Its UUID.
+    pub id: DomainId,
+    /// Each network card gets a new address, derived from this number; nothing keeps the old ones.
+    pub mac_seed: Option<u64>,
+    /// Disks that get other files. Their explicit backing stores are dropped.
+    pub disks: Vec<(Target, Layer)>,
+    /// Disks that are left out, because the backup does not hold them.
+    pub without: Vec<Target>,
+    /// Whether the links of all network cards are down.
+    pub links_down: bool,
+}
+
+/// libvirt and QEMU.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    /// Names of the instances that execute our calls: `boot`, `libvirtd` (process and its start), versions. Cheap.
+    async fn environment(&self) -> HvResult<BTreeMap<String, String>>;
+
+    /// All domains, running or not.
+    async fn domains(&self) -> HvResult<Vec<DomainRef>>;
+
+    /// A domain by name, UUID or unambiguous beginning of a UUID. [`Trouble::NoSuchDomain`] when there is none.
+    async fn find(&self, name: &str) -> HvResult<DomainRef>;
+
+    /// Everything there is to see of a domain: its state, both definitions, QEMU's graph and block jobs. The parts are
+    /// read one after the other; [`Observation::qemu`] is read last. `TimedOut` when QEMU does not answer.
+    async fn observe(&self, domain: &DomainId) -> HvResult<Observation>;
+
+    /// Whether libvirt is busy with this domain. Answers at once, also while QEMU is stuck.
+    async fn control(&self, domain: &DomainId) -> HvResult<Control>;
+
+    /// libvirt's asynchronous job on this domain (save, snapshot, backup, migration) and how far it is; nothing if
+    /// there is none. Shown apart from [`Hypervisor::control`] because neither tells what the other does.
+    async fn domain_job(&self, domain: &DomainId) -> HvResult<Option<DomainJob>>;
+
+    /// Ends libvirt's asynchronous job. Nothing happens if there is none.
+    async fn abort_domain_job(&self, domain: &DomainId) -> HvResult<()>;
+
+    /// Why a call that was cut off (by the end of this program's predecessor, of libvirtd or of the connection) may
+    /// still take effect on this domain; nothing if none can any more. libvirt queues a call for at most 30 s behind
+    /// another one, also when its client is gone, and then executes it for as long as it takes (visible in
+    /// [`Hypervisor::control`] and [`Hypervisor::domain_job`]); a new libvirtd has forgotten all of them.
+    async fn stragglers(&self, domain: &DomainId) -> HvResult<Option<String>>;
+
+    /// Changes disks of the *persistent* definition, by one act for all of them, durably. Everything else in it stays
+    /// as it is, also what this program does not understand.
+    async fn redefine_disks(&self, domain: &DomainId, change: &DiskChange) -> HvResult<()>;
+
+    /// Makes durable whatever libvirt itself has written to its definitions so far.
+    async fn sync_definitions(&self) -> HvResult<()>;
+
+    /// Writes this store's marker into the domain: the live definition if it runs, and the persistent one.
+    async fn set_marker(&self, domain: &DomainId, marker: &Marker) -> HvResult<()>;
+
+    /// Writes the marker's [`Hold`] into the live definition only: a hold ends with the guest. Survives libvirtd, not a
+    /// power cut. [`Trouble::NotRunning`] if the domain is off.
+    async fn set_hold(&self, domain: &DomainId, marker: &Marker) -> HvResult<()>;
+
+    /// Removes the marker from both definitions. Nothing happens if there is none.
+    async fn clear_marker(&self, domain: &DomainId) -> HvResult<()>;
+
+    /// Takes a snapshot onto prepared overlays, memory and disks at one instant, without leaving any record of
+    /// libvirt's. The guest runs on afterwards if it ran before. Returns after the last disk has moved and the memory
+    /// file's contents, name and folder are durable. [`Trouble::Cancelled`] after
+    /// [`Hypervisor::abort_domain_job`]: nothing has changed then, and the memory file is gone.
+    async fn take(&self, domain: &DomainId, take: &Take) -> HvResult<()>;
+
+    /// Stops the guest's processors. Ends with the guest.
+    async fn suspend(&self, domain: &DomainId) -> HvResult<()>;
+
+    /// Lets them run again. `Ok` if they did already.
+    async fn resume(&self, domain: &DomainId) -> HvResult<()>;
+
+    /// What the guest's agent says about its file systems.
+    async fn freeze_state(&self, domain: &DomainId) -> HvResult<FreezeState>;
+
+    /// Freezes the guest's file systems through its agent; says how many. Ends with the guest.
+    async fn freeze(&self, domain: &DomainId) -> HvResult<u32>;
+
+    /// Thaws them; says how many. `Ok(0)` if none was frozen.
+    async fn thaw(&self, domain: &DomainId) -> HvResult<u32>;
+
+    /// Starts to commit an overlay into its base. Returns when the block job exists. A base that somebody else holds
+    /// is [`Trouble::Locked`].
+    async fn commit_begin(&self, domain: &DomainId, commit: &Commit) -> HvResult<()>;
+
+    /// Ends a commit that is ready by moving the guest to the base. Returns when QEMU has moved *and* libvirt has
+    /// rewritten the persistent definition (which is not durable before [`Hypervisor::sync_definitions`]).
+    async fn commit_pivot(&self, domain: &DomainId, commit: &Commit) -> HvResult<()>;
+
+    /// Ends a commit without moving. Overlay and base stay consistent as a chain. `Ok` if there was none.
+    async fn commit_abort(&self, domain: &DomainId, commit: &Commit) -> HvResult<()>;
+
+    /// Makes QEMU close files that no disk of the domain uses any more.
+    async fn close_unused(&self, domain: &DomainId, files: &[PathBuf]) -> HvResult<()>;
+
+    /// The definition stored in the header of a memory image, without looking at its stream.
+    async fn memory_image_definition(&self, path: &Path) -> HvResult<String>;
+
+    /// Defines a domain that is not there yet. [`Trouble::Exists`] if the name or the UUID is taken: an existing
+    /// definition is never replaced.
+    async fn define_new(&self, xml: &str) -> HvResult<DomainRef>;
+
+    /// Removes a definition. `Ok` if there is none. Refused while the domain runs, or has a managed save image,
+    /// snapshots or checkpoints: those are more than this program made.
+    async fn undefine(&self, domain: &DomainId) -> HvResult<()>;
+
+    /// Starts a domain from its persistent definition. `Ok` if it runs already.
+    async fn start(&self, domain: &DomainId, paused: bool) -> HvResult<()>;
+
+    /// Starts a domain from a memory image with this definition in place of the stored one.
+    async fn start_from_memory(&self, image: &Path, xml: &str, paused: bool) -> HvResult<()>;
+
+    /// Ends QEMU at once, as pulling the plug does. `Ok` if the domain is off.
+    async fn destroy(&self, domain: &DomainId) -> HvResult<()>;
+
+    /// The same definition under another identity. What this program does not understand is kept; our marker is not.
+    fn rewrite_definition(&self, xml: &str, identity: &NewIdentity) -> HvResult<String>;
+
+    /// Reads a definition as this hypervisor would: its disks and devices.
+    fn parse_definition(&self, xml: &str) -> HvResult<Definition>;
+}

@@ -1,0 +1,88 @@
+//! The images beside the guest's own.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::definition::Layer;
+use super::error::HvResult;
+
+/// Which file, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FileId {
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// An image file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Where.
+    pub path: PathBuf,
+    /// Which file.
+    pub id: FileId,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Bytes that it takes on its file system.
+    pub allocated: u64,
+    /// Its format.
+    pub format: String,
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+    /// The image below it, as its header names it, made absolute.
+    pub backing: Option<Layer>,
+    /// Whether it holds no data of its own, so that it reads as its backing image does. Always false for raw.
+    pub empty: bool,
+}
+
+/// An overlay to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlaySpec {
+    /// Where.
+    pub path: PathBuf,
+    /// On what; owner, group and mode are taken from it.
+    pub base: Layer,
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+}
+
+/// Room on a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that may still be written.
+    pub free: u64,
+    /// Which file system.
+    pub dev: u64,
+}
+
+/// The images beside the guest's own. Paths are absolute; the last component is never followed if it is a link.
+#[async_trait]
+pub trait Storage: Send + Sync + 'static {
+    /// Looks at an image, also while QEMU holds it. Nothing if there is no such file. The format is the given one, never
+    /// guessed: guests can make a raw disk look like anything.
+    async fn inspect(&self, layer: &Layer) -> HvResult<Option<Image>>;
+
+    /// Creates an empty overlay; durable with its name when it returns. [`Trouble::Exists`](super::Trouble::Exists)
+    /// if there is a file of that name.
+    async fn create_overlay(&self, spec: &OverlaySpec) -> HvResult<Image>;
+
+    /// Removes exactly that file, durably. `Ok(false)` if it is gone, or if another file bears its name.
+    async fn remove(&self, path: &Path, id: FileId) -> HvResult<bool>;
+
+    /// Commits an overlay that no process holds into its base, durably. May be cut off and repeated: until it has
+    /// returned the two are consistent as a chain. [`Trouble::Locked`](super::Trouble::Locked) if somebody, say a
+    /// starting domain, holds either.
+    async fn commit_offline(&self, overlay: &Layer, base: &Layer) -> HvResult<()>;
+
+    /// The room on the file system of a folder or file.
+    async fn space(&self, path: &Path) -> HvResult<Space>;
+
+    /// Writes to the drive what a file that others are writing has gathered so far. Best effort: it only shortens the
+    /// flush at the end.
+    async fn flush(&self, path: &Path);
+}
