@@ -37,6 +37,7 @@ pub mod monitor;
 pub mod save;
 pub mod snapshot;
 pub mod uri;
+pub mod xml;
 
 pub use conn::{ConnectOptions, Connection, NodeInfo, Version};
 pub use domain::{Domain, DomainInfo, DomainState, PausedReason, StateReason};
