@@ -1,0 +1,3 @@
+//! The test bed at the command line.
+
+fn main() {}
