@@ -6,6 +6,7 @@
 //! | [`conn`], [`domain`], [`save`], [`block`], [`job`], [`snapshot`], [`checkpoint`], [`guest`], [`monitor`] | the blocking calls |
 //! | [`error`] | typed errors, and what may be concluded from each |
 //! | [`uri`], [`instance`] | which daemon executes the calls |
+//! | [`client`], [`event`], [`inflight`] | the async face: reconnecting, events, calls that have not come back |
 //! | [`xml`] | definitions read and edited, snapshot/checkpoint/backup descriptions built |
 //!
 //! # The binding
@@ -24,13 +25,16 @@
 
 pub mod block;
 pub mod checkpoint;
+pub mod client;
 pub mod conn;
 pub mod domain;
 pub mod error;
+pub mod event;
 mod eventloop;
 mod ffi;
 pub mod flags;
 pub mod guest;
+pub mod inflight;
 pub mod instance;
 pub mod job;
 pub mod monitor;
@@ -39,9 +43,12 @@ pub mod snapshot;
 pub mod uri;
 pub mod xml;
 
+pub use client::{Client, ClientOptions, DomainHandle, Status};
 pub use conn::{ConnectOptions, Connection, NodeInfo, Version};
 pub use domain::{Domain, DomainInfo, DomainState, PausedReason, StateReason};
 pub use error::{Class, Error, ErrorCode, Result};
+pub use event::Event;
 pub use ffi::{ParamValue, Params};
+pub use inflight::{InFlight, InFlightCall};
 pub use instance::{DaemonInstance, ProcessId};
 pub use uri::LocalUri;
