@@ -118,6 +118,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// read one after the other; [`Observation::qemu`] is read last. `TimedOut` when QEMU does not answer.
     async fn observe(&self, domain: &DomainId) -> HvResult<Observation>;
 
+    /// Whether it runs. Answers at once, also while QEMU is stuck; cheap enough to be asked many times a second.
+    async fn state(&self, domain: &DomainId) -> HvResult<RunState>;
+
+    /// QEMU's own answer alone; nothing if the domain is off. Asked several times while a guest stands still: quick.
+    async fn qemu(&self, domain: &DomainId) -> HvResult<Option<Qemu>>;
+
     /// Whether libvirt is busy with this domain. Answers at once, also while QEMU is stuck.
     async fn control(&self, domain: &DomainId) -> HvResult<Control>;
 

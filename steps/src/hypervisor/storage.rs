@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::definition::Layer;
 use super::error::HvResult;
@@ -75,9 +76,15 @@ pub trait Storage: Send + Sync + 'static {
     async fn remove(&self, path: &Path, id: FileId) -> HvResult<bool>;
 
     /// Commits an overlay that no process holds into its base, durably. May be cut off and repeated: until it has
-    /// returned the two are consistent as a chain. [`Trouble::Locked`](super::Trouble::Locked) if somebody, say a
-    /// starting domain, holds either.
-    async fn commit_offline(&self, overlay: &Layer, base: &Layer) -> HvResult<()>;
+    /// returned `Ok` the two are consistent as a chain. [`Trouble::Locked`](super::Trouble::Locked) if somebody, say a
+    /// starting domain, holds either; [`Trouble::Cancelled`](super::Trouble::Cancelled) if `give_way` was raised: no
+    /// process of ours holds the images any more when it returns.
+    async fn commit_offline(
+        &self,
+        overlay: &Layer,
+        base: &Layer,
+        give_way: &CancellationToken,
+    ) -> HvResult<()>;
 
     /// The room on the file system of a folder or file.
     async fn space(&self, path: &Path) -> HvResult<Space>;
