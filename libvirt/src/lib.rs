@@ -27,6 +27,7 @@ pub mod block;
 pub mod checkpoint;
 pub mod client;
 pub mod conn;
+pub mod control;
 pub mod domain;
 pub mod error;
 pub mod event;
@@ -44,6 +45,7 @@ pub mod uri;
 pub mod xml;
 
 pub use client::{Client, ClientOptions, DomainHandle, Status};
+pub use control::Control;
 pub use conn::{ConnectOptions, Connection, NodeInfo, Version};
 pub use domain::{Domain, DomainInfo, DomainState, PausedReason, StateReason};
 pub use error::{Class, Error, ErrorCode, Result};
