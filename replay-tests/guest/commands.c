@@ -253,6 +253,11 @@ static const char *shell(const char *command) {
     return pclose(pipe) == 0 ? "ok" : "err";
 }
 
+static const char help[] =
+    "ping; info; stop-ticks; start-ticks RATE; fill|check DISK OFFSET LENGTH SEED; "
+    "checksum|zero|discard DISK OFFSET LENGTH; load DISK OFFSET LENGTH MIB_PER_S; load stop; mem MIB MIB_PER_S; "
+    "mem 0; hold MIB SEED; held; fs; sh COMMAND; reboot; poweroff; panic";
+
 static const char *obey(char *line) {
     char whole[1024], *args[8] = {0};
     snprintf(whole, sizeof whole, "%s", line);
@@ -261,6 +266,7 @@ static const char *obey(char *line) {
         args[count++] = word;
     if (!count) return fail("no command");
     const char *verb = args[0];
+    if (!strcmp(verb, "help")) return ok("%s", help);
     if (!strcmp(verb, "ping")) return ok("pong");
     if (!strcmp(verb, "info")) return info();
     if (!strcmp(verb, "stop-ticks")) return ticks_stop(), ok("%llu", (unsigned long long)tick_number);

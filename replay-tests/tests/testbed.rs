@@ -291,3 +291,62 @@ fn folders_that_cannot_work_are_refused_before_anything_is_made() {
     assert!(matches!(Hypervisor::start(full.path()), Err(Error::Folder { .. })));
     assert_eq!(files_in(full.path()).unwrap().len(), 1);
 }
+
+fn testbed(args: &[&str]) -> (bool, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_testbed")).args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned();
+    (output.status.success(), text)
+}
+
+#[test]
+fn the_command_line_brings_a_test_bed_up_and_down_in_separate_processes() {
+    let folder = tempfile::Builder::new().prefix("vkc").tempdir_in("/tmp").unwrap();
+    let (path, dir) = (folder.path().join("b"), folder.path().join("b").display().to_string());
+    let (ok, text) =
+        testbed(&["up", &dir, "--guest", "g", "--disk", "64M,data=1M,chain=1", "--disk", "raw,64M"]);
+    assert!(ok, "{text}");
+    let ended = testbed_life(&dir);
+    let (ok, text) = testbed(&["down", &dir]);
+    assert!(ok, "{text}");
+    assert_eq!(leftovers(&path), [""; 0]);
+    ended.unwrap();
+}
+
+/// What happens between `up` and `down`; a failure must not leave the test bed running.
+fn testbed_life(dir: &str) -> std::thread::Result<()> {
+    std::panic::catch_unwind(|| {
+        assert_eq!(testbed(&["send", dir, "g", "ping"]), (true, "pong".to_owned()));
+        assert!(testbed(&["sweep"]).0);
+        assert!(testbed(&["wait", dir, "g", "10"]).0, "a sweep ended a test bed that was to stay");
+        let (ok, text) = testbed(&["gap", dir, "g", "--", "virsh", "-q", "suspend", "g"]);
+        assert!(ok && text.contains("has not ticked since"), "{text}");
+        assert!(testbed(&["exec", dir, "--", "virsh", "-q", "resume", "g"]).0);
+        assert!(testbed(&["kill", dir, "qemu", "g"]).0);
+        let (_, last) = testbed(&["last", dir, "g"]);
+        let images = ["vda.qcow2", "vdb.raw"].map(|name| format!("{dir}/images/g-{name}"));
+        let (ok, text) = testbed(&["ticks", "--at-least", &last, &images[0], &images[1]]);
+        assert!(ok, "{text}");
+        assert!(!testbed(&["ticks", &images[1], &images[0]]).0, "disks in the wrong order");
+        assert!(!testbed(&["ticks", "--at-least", "99999", &images[0]]).0);
+        assert!(!testbed(&["compare", &images[0], &images[1]]).0);
+        let (_, text) = testbed(&["status", dir]);
+        assert!(text.contains("shut off (crashed)"), "{text}");
+    })
+}
+
+#[test]
+fn what_a_killed_test_left_is_ended_by_the_sweep_and_nothing_else_is() {
+    let (left, kept) = (Hypervisor::start_temp().unwrap(), Hypervisor::start_temp().unwrap());
+    Guest::boot(&left, &GuestSpec::two_disks("left")).unwrap();
+    // As if the owner had been another process of this id, which has ended.
+    let file = left.dir().join("testbed.json");
+    let mut state: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    state["owner"]["start"] = 1.into();
+    std::fs::write(&file, state.to_string()).unwrap();
+    let ended = Hypervisor::sweep().unwrap();
+    // Another test's start may have swept it first.
+    assert!(ended.iter().all(|dir| dir == left.dir()), "{ended:?}");
+    assert_eq!(leftovers(left.dir()), [""; 0]);
+    assert!(kept.virsh(["list"]).is_ok());
+}
