@@ -9,6 +9,7 @@
 //! - it knows which daemon executes its calls ([`Connection::instance`]), or says that it does not.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,8 @@ impl fmt::Display for Version {
 pub(crate) struct ConnHandle {
     connect: Connect,
     pub(crate) label: String,
+    /// The folder of the daemon's socket; its runtime files lie there too.
+    pub(crate) run_folder: Option<PathBuf>,
 }
 
 impl ConnHandle {
@@ -118,7 +121,9 @@ impl Connection {
         let before = instance::probe(&target);
         let connect =
             Connect::open(Some(target.as_str())).map_err(|_| no_listener(Error::last(CALL, &label)))?;
-        let handle = Arc::new(ConnHandle { connect, label });
+        let socket = target.candidate_sockets().into_iter().find(|s| s.exists());
+        let run_folder = socket.and_then(|s| s.parent().map(Path::to_path_buf));
+        let handle = Arc::new(ConnHandle { connect, label, run_folder });
         // An autospawned daemon exists only afterwards; then there is nothing to compare with.
         let after = instance::probe(&target);
         let instance = if before.is_some() && before != after { None } else { after };

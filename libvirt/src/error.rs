@@ -271,9 +271,10 @@ impl Error {
 
     /// Whether the function changes something when it succeeds. Unknown functions count as changing.
     pub fn call_mutates(&self) -> bool {
+        // This crate labels only QMP commands that ask.
         const READS: &[&str] =
             &["Get", "List", "Lookup", "Is", "Has", "Open", "Num", "Stats", "Info", "Query"];
-        !(self.call.starts_with("qmp:query") || READS.iter().any(|r| self.call.contains(r)))
+        !(self.call.starts_with("qmp:") || READS.iter().any(|r| self.call.contains(r)))
     }
 
     /// Whether the connection to libvirtd is what failed.

@@ -7,6 +7,8 @@
 //! | [`error`] | typed errors, and what may be concluded from each |
 //! | [`uri`], [`instance`] | which daemon executes the calls |
 //! | [`client`], [`event`], [`inflight`] | the async face: reconnecting, events, calls that have not come back |
+//! | [`qemu`] | QEMU's own answer: images, block jobs, its process and the files it holds |
+//! | [`saveimage`] | the file of a saved guest, read and copied with another definition |
 //! | [`xml`] | definitions read and edited, snapshot/checkpoint/backup descriptions built |
 //!
 //! # The binding
@@ -39,14 +41,16 @@ pub mod inflight;
 pub mod instance;
 pub mod job;
 pub mod monitor;
+pub mod qemu;
 pub mod save;
+pub mod saveimage;
 pub mod snapshot;
 pub mod uri;
 pub mod xml;
 
 pub use client::{Client, ClientOptions, DomainHandle, Status};
-pub use control::Control;
 pub use conn::{ConnectOptions, Connection, NodeInfo, Version};
+pub use control::Control;
 pub use domain::{Domain, DomainInfo, DomainState, PausedReason, StateReason};
 pub use error::{Class, Error, ErrorCode, Result};
 pub use event::Event;

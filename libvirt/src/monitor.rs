@@ -58,11 +58,7 @@ impl Domain {
         struct QmpError {
             desc: String,
         }
-        let text = self.monitor(
-            command.label,
-            &serde_json::json!({ "execute": command.execute }).to_string(),
-            sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT,
-        )?;
+        let text = self.monitor(command.label, command.json, sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT)?;
         let unreadable = |m: String| Error::own(command.label, self.label(), ErrorCode::Unreadable, m);
         let answer: Answer<T> = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
         match (answer.value, answer.error) {
@@ -78,22 +74,38 @@ impl Domain {
 /// A QMP command that only asks.
 #[derive(Debug)]
 pub struct QmpQuery {
-    execute: &'static str,
+    json: &'static str,
     label: &'static str,
 }
 
-impl QmpQuery {
-    /// `query-block`
-    pub const BLOCK: Self = Self { execute: "query-block", label: "qmp:query-block" };
-    /// `query-named-block-nodes`
-    pub const NAMED_BLOCK_NODES: Self =
-        Self { execute: "query-named-block-nodes", label: "qmp:query-named-block-nodes" };
-    /// `query-block-jobs`
-    pub const BLOCK_JOBS: Self = Self { execute: "query-block-jobs", label: "qmp:query-block-jobs" };
-    /// `query-status`
-    pub const STATUS: Self = Self { execute: "query-status", label: "qmp:query-status" };
-    /// `query-migrate`
-    pub const MIGRATE: Self = Self { execute: "query-migrate", label: "qmp:query-migrate" };
-    /// `query-jobs`
-    pub const JOBS: Self = Self { execute: "query-jobs", label: "qmp:query-jobs" };
+macro_rules! queries {
+    ($($(#[$doc:meta])* $name:ident = $execute:literal $($arguments:literal)?;)*) => {
+        impl QmpQuery {
+            $(
+                $(#[$doc])*
+                pub const $name: Self = Self {
+                    json: concat!("{\"execute\":\"", $execute, "\"", $(",\"arguments\":", $arguments,)? "}"),
+                    label: concat!("qmp:", $execute),
+                };
+            )*
+        }
+    };
+}
+
+queries! {
+    /// The guest's drives.
+    BLOCK = "query-block";
+    /// Every node of the block graph, each without what lies below it.
+    NAMED_BLOCK_NODES = "query-named-block-nodes" r#"{"flat":true}"#;
+    /// Which node is whose child. QEMU calls it unstable; it has been the same since 3.0, and nothing
+    /// else tells the chain by node. Callers must do without it.
+    BLOCK_GRAPH = "x-debug-query-block-graph";
+    /// Block jobs.
+    BLOCK_JOBS = "query-block-jobs";
+    /// All jobs.
+    JOBS = "query-jobs";
+    /// Whether the guest runs.
+    STATUS = "query-status";
+    /// The migration in progress; saving is one.
+    MIGRATE = "query-migrate";
 }
