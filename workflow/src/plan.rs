@@ -141,7 +141,7 @@ pub struct StepSpec {
     /// A closer that sets the guest free (thaw, resume): it runs even while another step is stuck.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub safety: bool,
-    /// An opener: until its closers are done the job is not in a safe place and cannot be paused.
+    /// An opener: until its closers are done the job cannot be paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub critical: bool,
     /// Whether the facts that the plan was built on are asserted again right before this step.

@@ -168,7 +168,7 @@ impl Driver {
             }
             _ => true,
         });
-        if self.draining && !self.log.state.critical() {
+        if self.draining && !self.log.state.holds_guest() {
             due.retain(|body| !matches!(body, Body::StepStarted { .. } | Body::SignalAwaited { .. }));
         }
         if !due.is_empty() {
@@ -179,7 +179,7 @@ impl Driver {
             self.stop_all();
             return Ok(Some(Ended::Job));
         }
-        if self.draining && !self.log.state.critical() {
+        if self.draining && !self.log.state.holds_guest() {
             self.live.values().for_each(|live| live.stop.cancel());
             if self.live.values().all(|live| live.returned) {
                 self.stop_all();
@@ -458,7 +458,7 @@ impl Driver {
     }
 
     fn arm(&mut self, timer: Timer, at: jiff::Timestamp) {
-        if self.timers.contains_key(&timer) || (self.draining && !self.log.state.critical()) {
+        if self.timers.contains_key(&timer) || (self.draining && !self.log.state.holds_guest()) {
             return;
         }
         let (sender, clock, wait) = (self.sender.clone(), self.shared.clock.clone(), self.until(at));

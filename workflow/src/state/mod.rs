@@ -603,6 +603,20 @@ impl State {
         })
     }
 
+    /// Whether the job holds the guest: an opener was started and a closer that sets the guest free is still to come.
+    /// In such a section the engine does not stop either.
+    #[must_use]
+    pub fn holds_guest(&self) -> bool {
+        let Some(plan) = &self.plan else { return false };
+        self.cells.iter().enumerate().any(|(place, cell)| {
+            track_started(&cell.forward)
+                && plan
+                    .closers(place)
+                    .iter()
+                    .any(|&closer| plan.step(closer).safety && !self.cells[closer].forward.run.is_done())
+        })
+    }
+
     /// What the job waits for an operator to settle.
     #[must_use]
     pub fn items(&self) -> Vec<Item> {

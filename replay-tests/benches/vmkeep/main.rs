@@ -1,0 +1,35 @@
+//! The benchmarks: ratios against a peer that runs in the same run, round by round.
+//!
+//! `scripts/bench [NAME…] [--json]`. A NAME selects the groups whose names contain it. Each figure is the median of
+//! several rounds after a warm-up; ours and the peer's rounds alternate, so that what the machine does meanwhile meets
+//! both. A ratio whose spread is wider than its margin to the target is *inconclusive* and not met.
+
+mod engine;
+mod table;
+
+use table::Row;
+
+type Group = (&'static str, fn() -> Vec<Row>);
+
+const GROUPS: &[Group] = &[("engine", engine::run)];
+
+fn main() {
+    let mut json = false;
+    let mut wanted = Vec::new();
+    for arg in std::env::args().skip(1) {
+        match arg.as_str() {
+            "--json" => json = true,
+            // What cargo itself hands to a benchmark.
+            "--bench" => {}
+            name => wanted.push(name.to_owned()),
+        }
+    }
+    let mut rows = Vec::new();
+    for (name, run) in GROUPS {
+        if wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())) {
+            eprintln!("bench: {name} …");
+            rows.extend(run());
+        }
+    }
+    if json { table::print_json(&rows) } else { table::print(&rows) }
+}
