@@ -193,25 +193,35 @@ impl Header {
         })
     }
 
-    /// The bytes to put in place of the beginning of the image so that it names another backing file.
+    /// Whether the image names exactly this backing file, or none.
+    pub fn names(&self, backing: Option<(&str, Format)>) -> bool {
+        match (backing, &self.backing) {
+            (None, None) => true,
+            (Some((name, format)), Some(own)) => {
+                name == own && self.backing_format.as_deref() == Some(format.as_str())
+            }
+            _ => false,
+        }
+    }
+
+    /// The bytes to put in place of the beginning of the image so that it names this backing file, or none.
+    ///
+    /// What the image does not hold itself is read from there: whoever calls this knows that the file has the same
+    /// content as the one that was named, or that a hypervisor was told to ignore what is named.
     ///
     /// # Errors
-    /// When the image has no backing file (then a name would change its content), keeps its data elsewhere, or the
-    /// name does not fit.
-    pub fn with_backing(&self, name: &str, format: Format) -> Result<Vec<u8>, Qcow2Error> {
-        if self.backing.is_none() {
-            return Err(Qcow2Error::Damaged("it names no backing file"));
-        }
+    /// When the image keeps its data elsewhere, or the name does not fit.
+    pub fn with_backing(&self, backing: Option<(&str, Format)>) -> Result<Vec<u8>, Qcow2Error> {
         if self.data_file {
             return Err(Qcow2Error::DataFile);
         }
         let room = Qcow2Error::NoRoom { cluster: self.cluster };
-        if name.is_empty() || name.len() > LONGEST_NAME {
+        if backing.is_some_and(|(name, _)| name.is_empty() || name.len() > LONGEST_NAME) {
             return Err(room);
         }
         // The table of feature names only makes messages nicer. With the smallest clusters there may be no room for it.
         for with_names in [true, false] {
-            let new = self.build(name, format, with_names);
+            let new = self.build(backing, with_names);
             if new.len() as u64 <= self.cluster {
                 return Ok(new);
             }
@@ -219,7 +229,7 @@ impl Header {
         Err(room)
     }
 
-    fn build(&self, name: &str, format: Format, with_names: bool) -> Vec<u8> {
+    fn build(&self, backing: Option<(&str, Format)>, with_names: bool) -> Vec<u8> {
         let mut out = self.head.clone();
         let mut put = |kind: u32, data: &[u8]| {
             out.extend_from_slice(&kind.to_be_bytes());
@@ -228,14 +238,17 @@ impl Header {
             out.resize(out.len().next_multiple_of(8), 0);
         };
         // First, where QEMU puts it too.
-        put(EXT_BACKING_FORMAT, format.as_str().as_bytes());
+        if let Some((_, format)) = backing {
+            put(EXT_BACKING_FORMAT, format.as_str().as_bytes());
+        }
         for (kind, data) in &self.extensions {
             if *kind != EXT_BACKING_FORMAT && (with_names || *kind != EXT_FEATURE_NAMES) {
                 put(*kind, data);
             }
         }
         put(EXT_END, &[]);
-        let at = out.len() as u64;
+        let name = backing.map_or("", |(name, _)| name);
+        let at = if name.is_empty() { 0 } else { out.len() as u64 };
         out[8..16].copy_from_slice(&at.to_be_bytes());
         out[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap_or(0).to_be_bytes());
         out.extend_from_slice(name.as_bytes());

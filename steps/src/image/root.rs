@@ -124,6 +124,12 @@ impl Component {
         Self(super::name::encode(name))
     }
 
+    /// A name that is made of encoded parts and a suffix, and so needs no check.
+    pub(crate) fn literal(name: String) -> Self {
+        debug_assert!(Self::new(name.clone()).is_ok(), "{name:?}");
+        Self(name)
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -29,7 +29,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// a later version picks a smaller power of two.
 pub(crate) const SEGMENT: u64 = 1 << 20;
 
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What a segment holds.
 #[derive(Clone, Copy)]

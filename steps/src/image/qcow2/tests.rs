@@ -14,7 +14,7 @@ fn header(path: &Path) -> Header {
 }
 
 fn patch(path: &Path, name: &str, format: Format) {
-    let bytes = header(path).with_backing(name, format).unwrap();
+    let bytes = header(path).with_backing(Some((name, format))).unwrap();
     File::options().write(true).open(path).unwrap().write_all_at(&bytes, 0).unwrap();
 }
 
@@ -109,7 +109,7 @@ fn a_header_that_already_says_so_is_rewritten_to_itself_by_qemu_and_by_us_alike(
     qemu_img(dir, &["create", "-q", "-f", "qcow2", "b", "4M"]);
     qemu_img(dir, &["create", "-q", "-f", "qcow2", "-b", "b", "-F", "qcow2", "a", "4M"]);
     let h = header(&dir.join("a"));
-    let ours = h.with_backing("b", Format::Qcow2).unwrap();
+    let ours = h.with_backing(Some(("b", Format::Qcow2))).unwrap();
     let theirs = std::fs::read(dir.join("a")).unwrap();
     assert_eq!(ours, theirs[..ours.len()]);
 }
@@ -125,10 +125,10 @@ fn a_name_that_does_not_fit_is_refused() {
     );
     let h = header(&dir.join("a"));
     assert!(matches!(
-        h.with_backing(&"x".repeat(400), Format::Raw),
+        h.with_backing(Some((&"x".repeat(400), Format::Raw))),
         Err(Qcow2Error::NoRoom { cluster: 512 })
     ));
-    assert!(matches!(h.with_backing(&"x".repeat(1024), Format::Raw), Err(Qcow2Error::NoRoom { .. })));
+    assert!(matches!(h.with_backing(Some((&"x".repeat(1024), Format::Raw))), Err(Qcow2Error::NoRoom { .. })));
     // 200 bytes do, at the price of the table of feature names.
     patch(&dir.join("a"), &"y".repeat(200), Format::Raw);
     std::fs::rename(dir.join("b"), dir.join("y".repeat(200))).unwrap();
@@ -136,13 +136,32 @@ fn a_name_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn an_image_without_backing_gets_none_and_data_elsewhere_is_refused() {
+fn a_backing_file_can_be_taken_away_and_given_when_the_hypervisor_was_told_to_ignore_the_header() {
     let dir = tempfile::tempdir().unwrap();
-    qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "a", "1M"]);
-    assert!(matches!(
-        header(&dir.path().join("a")).with_backing("b", Format::Raw),
-        Err(Qcow2Error::Damaged(_))
-    ));
+    let dir = dir.path();
+    std::fs::write(dir.join("b"), vec![0x5a; 1 << 20]).unwrap();
+    for options in ["compat=1.1", "compat=0.10"] {
+        qemu_img(dir, &["create", "-q", "-f", "qcow2", "-o", options, "-b", "b", "-F", "raw", "a", "1M"]);
+        let original = std::fs::read(dir.join("a")).unwrap();
+        let write = |backing: Option<(&str, Format)>| {
+            let bytes = header(&dir.join("a")).with_backing(backing).unwrap();
+            File::options().write(true).open(dir.join("a")).unwrap().write_all_at(&bytes, 0).unwrap();
+            qemu_img(dir, &["check", "-q", "-f", "qcow2", "a"]);
+            assert!(header(&dir.join("a")).names(backing));
+        };
+        write(None);
+        assert!(content(dir, "a").iter().all(|b| *b == 0), "{options}");
+        write(Some(("b", Format::Raw)));
+        assert!(content(dir, "a").iter().all(|b| *b == 0x5a), "{options}");
+        assert!(std::fs::read(dir.join("a")).unwrap() == original, "{options}");
+    }
+}
+
+#[test]
+fn data_in_another_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "-o", "data_file=d", "ext", "1M"]);
+    assert!(matches!(header(&dir.path().join("ext")).with_backing(None), Err(Qcow2Error::DataFile)));
 }
 
 #[test]
@@ -176,7 +195,7 @@ proptest! {
         }
         bytes.truncate(600 - cut);
         if let Ok(header) = Header::parse(&bytes)
-            && let Ok(new) = header.with_backing("other", Format::Qcow2)
+            && let Ok(new) = header.with_backing(Some(("other", Format::Qcow2)))
         {
             prop_assert!(new.len() as u64 <= header.cluster);
             let again = Header::parse(&new).unwrap();

@@ -130,7 +130,12 @@ impl QemuImg {
         Self { program: program.into(), limit }
     }
 
-    fn run(&self, call: &Call<'_>, limit: Duration, stop: &dyn Fn() -> bool) -> Result<Finished, QemuImgError> {
+    fn run(
+        &self,
+        call: &Call<'_>,
+        limit: Duration,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Finished, QemuImgError> {
         Ok(run(&self.program, &call.words, limit, stop)?)
     }
 
@@ -187,7 +192,12 @@ impl QemuImg {
         absolute(backing)?;
         if image.symlink_metadata().is_ok() {
             let complaint = "it exists already".to_owned();
-            return Err(QemuImgError::Failed { act: "make", image: image.to_owned(), complaint, status: None });
+            return Err(QemuImgError::Failed {
+                act: "make",
+                image: image.to_owned(),
+                complaint,
+                status: None,
+            });
         }
         let call = Call::new("make", "create", image)?
             .words(["-q", "-f", "qcow2", "-F", backing_format.as_str(), "-b"])
@@ -294,7 +304,12 @@ fn failed(call: &Call<'_>, done: &Finished) -> QemuImgError {
     if complaint.is_empty() {
         complaint = done.status.to_string();
     }
-    QemuImgError::Failed { act: call.act, image: call.image.to_owned(), complaint, status: done.status.code() }
+    QemuImgError::Failed {
+        act: call.act,
+        image: call.image.to_owned(),
+        complaint,
+        status: done.status.code(),
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(call: &Call<'_>, done: &Finished) -> Result<T, QemuImgError> {

@@ -194,7 +194,10 @@ fn wait(
 }
 
 fn timespec(time: Duration) -> Timespec {
-    Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
 }
 
 fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> std::io::Result<()> {
@@ -234,7 +237,10 @@ mod tests {
     #[test]
     fn output_and_status_come_back_however_they_are_mixed() {
         let done = sh("echo a; echo b >&2; exec >&-; echo c >&2; exit 3", LONG, &|| false).unwrap();
-        assert_eq!((done.stdout.as_slice(), done.stderr.as_slice()), (b"a\n".as_slice(), b"b\nc\n".as_slice()));
+        assert_eq!(
+            (done.stdout.as_slice(), done.stderr.as_slice()),
+            (b"a\n".as_slice(), b"b\nc\n".as_slice())
+        );
         assert_eq!(done.status.code(), Some(3));
         let done = sh("exec 2>&-; head -c 300000 /dev/zero", LONG, &|| false).unwrap();
         assert_eq!(done.stdout.len(), 300_000);
@@ -244,7 +250,8 @@ mod tests {
     fn nothing_is_inherited() {
         let done = run(Path::new("/usr/bin/env"), &[], LONG, &|| false).unwrap();
         let text = String::from_utf8(done.stdout).unwrap();
-        let mut names: Vec<_> = text.lines().filter_map(|l| l.split_once('=')).map(|(name, _)| name).collect();
+        let mut names: Vec<_> =
+            text.lines().filter_map(|l| l.split_once('=')).map(|(name, _)| name).collect();
         names.sort_unstable();
         assert_eq!(names, ["LC_ALL", "PATH"]);
     }

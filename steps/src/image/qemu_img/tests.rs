@@ -125,7 +125,10 @@ fn damage_is_reported_as_such() {
 #[test]
 fn a_missing_image_or_program_is_an_error_with_its_reason() {
     let got = qemu().info(Path::new("/no/such/image"), Format::Raw, false);
-    assert!(matches!(&got, Err(QemuImgError::Failed { complaint, .. }) if complaint.contains("No such file")), "{got:?}");
+    assert!(
+        matches!(&got, Err(QemuImgError::Failed { complaint, .. }) if complaint.contains("No such file")),
+        "{got:?}"
+    );
     let got = QemuImg::new("/no/qemu-img", Duration::from_secs(5)).version();
     assert!(got.is_err());
     assert!(qemu().version().unwrap().starts_with(|c: char| c.is_ascii_digit()));
@@ -136,6 +139,7 @@ fn leaked_clusters_do_not_make_an_image_unsound() {
     assert!(CheckReport { leaks: 3, ..CheckReport::default() }.sound());
     assert!(!CheckReport { corruptions: 1, ..CheckReport::default() }.sound());
     let report: CheckReport =
-        serde_json::from_str(r#"{"leaks": 2, "check-errors": 0, "filename": "x", "total-clusters": 4}"#).unwrap();
+        serde_json::from_str(r#"{"leaks": 2, "check-errors": 0, "filename": "x", "total-clusters": 4}"#)
+            .unwrap();
     assert_eq!(report, CheckReport { leaks: 2, ..CheckReport::default() });
 }

@@ -33,7 +33,7 @@ impl Source for Memory {
         if offset >= self.bad_from {
             return Err(Error::from(Errno::IO));
         }
-        if self.at_once != usize::MAX && self.reads.fetch_add(1, Ordering::SeqCst) % 2 == 1 {
+        if self.at_once != usize::MAX && self.reads.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
             return Err(Error::from(Errno::INTR));
         }
         let rest = &self.data[offset as usize..];
@@ -94,7 +94,7 @@ impl Target for Disk {
         let mut s = self.state.lock().unwrap();
         s.writes += 1;
         let mut n = bytes.len().min(self.at_once.unwrap_or(usize::MAX));
-        if self.at_once.is_some() && s.writes % 3 == 0 {
+        if self.at_once.is_some() && s.writes.is_multiple_of(3) {
             return Err(Error::from(Errno::INTR));
         }
         if let Some((from, errno)) = self.full_from {
