@@ -3,3 +3,4 @@
 pub mod codes;
 pub mod hypervisor;
 pub mod image;
+pub mod snapshot;

@@ -95,8 +95,10 @@ pub struct Observation {
     pub live: Option<Definition>,
     /// What QEMU says; nothing if it is off.
     pub qemu: Option<Qemu>,
-    /// Our own note: the live one if it runs, else the persistent one.
+    /// Our own note in the live definition if it runs, else in the persistent one.
     pub marker: Option<Marker>,
+    /// Our own note in the persistent definition.
+    pub persistent_marker: Option<Marker>,
     /// libvirt's managed save image exists.
     pub managed_save: bool,
     /// Names of libvirt's snapshots, each with whether any part of it is in a file outside the disks.

@@ -1,0 +1,70 @@
+//! Whether a call that was cut off can still take effect.
+//!
+//! libvirt executes calls of clients that are gone: a snapshot queued behind a QEMU that stood still was taken minutes
+//! after its client had been killed. "It is not there" therefore means nothing until it can no longer come. That is
+//! the case when (a) libvirt is busy with the domain neither by a call nor by an asynchronous job, and (b) no call of
+//! ours can still be queued. Both questions of (a) are needed: the first does not see a save in progress, and the
+//! second waits 30 s behind a call.
+
+use vmkeep_workflow::Verdict;
+
+use crate::hypervisor::{Control, DomainId, HvError, Hypervisor, Trouble};
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// Nothing can take effect any more.
+    Closed,
+    /// Something is going on, or may yet begin.
+    Open(String),
+}
+
+/// What libvirt is doing with a domain at this moment, if anything.
+///
+/// # Errors
+/// When the hypervisor could not be asked.
+pub async fn busy(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Option<String>, HvError> {
+    // A domain that is off, or gone, has no call in progress.
+    let gone = |e: &HvError| matches!(e.trouble, Trouble::NotRunning | Trouble::NoSuchDomain);
+    match hypervisor.control(domain).await {
+        Ok(Control::Idle) => {}
+        Ok(Control::Busy { for_ms }) => {
+            return Ok(Some(format!("libvirt has been busy with the domain for {for_ms} ms")));
+        }
+        Ok(Control::Broken) => return Ok(Some("libvirt cannot talk to QEMU".to_owned())),
+        Err(e) if gone(&e) => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    match hypervisor.domain_job(domain).await {
+        Ok(job) => Ok(job.map(|job| format!("libvirt's job \"{}\" is going on", job.operation))),
+        Err(e) if gone(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a call of ours can still take effect on a domain.
+///
+/// # Errors
+/// When the hypervisor could not be asked.
+pub async fn fence(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Fence, HvError> {
+    if let Some(what) = busy(hypervisor, domain).await? {
+        return Ok(Fence::Open(what));
+    }
+    Ok(hypervisor.stragglers(domain).await?.map_or(Fence::Closed, Fence::Open))
+}
+
+/// The verdict on a step whose effect is not there: not done, if it can no longer come.
+pub(crate) async fn not_done<T>(
+    hypervisor: &dyn Hypervisor,
+    domain: &DomainId,
+    still_running: bool,
+) -> Verdict<T> {
+    if still_running {
+        return Verdict::InFlight("the call has not returned".to_owned());
+    }
+    match fence(hypervisor, domain).await {
+        Ok(Fence::Closed) => Verdict::NotDone,
+        Ok(Fence::Open(what)) => Verdict::InFlight(what),
+        Err(e) => super::cannot_look(&e),
+    }
+}

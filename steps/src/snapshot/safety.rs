@@ -1,0 +1,117 @@
+//! Setting free a guest that we hold.
+//!
+//! Needs no journal and no plan: the marker in the live definition says that the hold is ours. This is what runs first
+//! after every start of the daemon and after every reconnection, and what the steps themselves use at the end of a
+//! hold, whether they succeeded or not.
+//!
+//! A guest that we have suspended may be resumed only when the persistent definition names what QEMU writes to:
+//! as long as it stands still base and chain are equal, afterwards they are not. The one other file that a definition
+//! may name is an empty overlay right on top of what QEMU writes to. That is the state between the switch of the
+//! definition and the snapshot, and it must be left alone: a snapshot that is still under way would move QEMU there.
+
+use crate::hypervisor::{
+    Definition, DiskChange, DiskSource, DomainId, Hold, HvError, Layer, Observation, Qemu, RunState,
+};
+
+use super::World;
+
+/// What was done about a hold.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Release {
+    /// We hold nothing.
+    NotHeld,
+    /// libvirt has a job on the domain that we started; it must end first.
+    Waiting,
+    /// The guest's file systems were thawed.
+    Thawed,
+    /// The guest was resumed; these disks' definition had to be made right before.
+    Resumed {
+        /// The targets.
+        redefined: Vec<String>,
+    },
+}
+
+/// Sets a domain's guest free if it is this store that holds it.
+///
+/// # Errors
+/// When the hypervisor did not do it, or did not answer. To be repeated.
+pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Release, HvError> {
+    let seen = world.hypervisor.observe(domain).await?;
+    let Some(marker) = seen.marker.clone().filter(|marker| marker.store == store) else {
+        return Ok(Release::NotHeld);
+    };
+    match marker.hold {
+        None => Ok(Release::NotHeld),
+        Some(_) if !seen.state.is_active() => Ok(Release::NotHeld),
+        Some(Hold::Frozen) => {
+            world.hypervisor.thaw(domain).await?;
+            let free = crate::hypervisor::Marker { hold: None, ..marker };
+            world.hypervisor.set_hold(domain, &free).await?;
+            Ok(Release::Thawed)
+        }
+        Some(Hold::Suspended) => {
+            if world.hypervisor.domain_job(domain).await?.is_some() {
+                return Ok(Release::Waiting);
+            }
+            let redefined = match seen.state {
+                RunState::Paused(_) => {
+                    let redefined = align(world, &seen).await?;
+                    world.hypervisor.resume(domain).await?;
+                    redefined
+                }
+                _ => Vec::new(),
+            };
+            let free = crate::hypervisor::Marker { hold: None, ..marker };
+            world.hypervisor.set_hold(domain, &free).await?;
+            Ok(Release::Resumed { redefined })
+        }
+    }
+}
+
+/// Makes the persistent definition name what QEMU writes to, durably; says for which disks that was needed. To be
+/// called only while the guest stands still.
+pub(crate) async fn align(world: &World, seen: &Observation) -> Result<Vec<String>, HvError> {
+    let (Some(definition), Some(qemu)) = (&seen.persistent, &seen.qemu) else { return Ok(Vec::new()) };
+    let mut wrong = Vec::new();
+    for (target, layer) in differing(definition, qemu) {
+        if !empty_on_top(world, definition, &target, &layer).await? {
+            wrong.push((target, layer));
+        }
+    }
+    if wrong.is_empty() {
+        world.hypervisor.sync_definitions().await?;
+        return Ok(Vec::new());
+    }
+    let targets = wrong.iter().map(|(target, _)| target.to_string()).collect();
+    world.hypervisor.redefine_disks(&seen.domain.id, &DiskChange::Point(wrong)).await?;
+    Ok(targets)
+}
+
+/// Disks on files for which the definition names another file than QEMU writes to, with QEMU's.
+fn differing(definition: &Definition, qemu: &Qemu) -> Vec<(crate::hypervisor::Target, Layer)> {
+    let mut out = Vec::new();
+    for disk in &definition.disks {
+        let (DiskSource::File(file), Some(used)) = (&disk.source, qemu.disk(&disk.target)) else { continue };
+        if let Some(top) = used.chain.first()
+            && !used.read_only
+            && top.path != *file
+        {
+            out.push((disk.target.clone(), top.clone()));
+        }
+    }
+    out
+}
+
+/// Whether the definition names an empty overlay right on top of what QEMU writes to.
+async fn empty_on_top(
+    world: &World,
+    definition: &Definition,
+    target: &crate::hypervisor::Target,
+    top: &Layer,
+) -> Result<bool, HvError> {
+    let Some(file) = definition.file(target) else { return Ok(false) };
+    let format = definition.disk(target).and_then(|disk| disk.format.clone()).unwrap_or_default();
+    let image = world.storage.inspect(&Layer { path: file.clone(), format }).await?;
+    Ok(image.is_some_and(|image| image.empty && image.backing.is_some_and(|below| below.path == top.path)))
+}

@@ -1,0 +1,386 @@
+//! `take-snapshot`: disks, and memory if asked for, at one instant.
+//!
+//! libvirt does it in one call: memory is written while the guest runs; QEMU stops when the rest is small, the disks
+//! move in one transaction, and the guest goes on. What this step adds:
+//! - it looks first: an overlay that QEMU is already on is the effect of an earlier attempt if it is the same QEMU
+//!   process, because within one process only that transaction moves it there. In another process the guest was
+//!   started on the overlays, and no instant can be named for which memory and disks agree;
+//! - it bounds memory in bytes and time, as the caller chose;
+//! - it asks QEMU afterwards, and reads the memory file's header.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use vmkeep_workflow::ids::StepKind;
+use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, Verdict};
+
+use super::disk::JobDisk;
+use super::memory::{self, IfSlow, MemoryFile, MemoryLimits};
+use super::stand::Stand;
+use super::{World, cannot_look, fence, safety};
+use crate::codes;
+use crate::hypervisor::{DomainRef, Hold, HvError, Marker, Observation, RunState, Take, Trouble};
+
+/// How often the progress of the memory is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Takes the snapshot.
+#[derive(Debug)]
+pub struct TakeSnapshot(pub World);
+
+/// Memory that is to be part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryInput {
+    /// Where it goes.
+    pub file: PathBuf,
+    /// How much it may take.
+    pub limits: MemoryLimits,
+}
+
+/// What it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeInput {
+    /// The domain.
+    pub domain: DomainRef,
+    /// The store of this daemon.
+    pub store: String,
+    /// The QEMU process that the plan was made for.
+    pub instance: String,
+    /// The disks.
+    pub disks: Vec<JobDisk>,
+    /// The memory; nothing for disks only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryInput>,
+}
+
+/// What it leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOutput {
+    /// When it was seen to be done; the instant itself lies shortly before.
+    pub at: Timestamp,
+    /// The memory file, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<PathBuf>,
+    /// Why there is none although one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_memory: Option<String>,
+    /// Milliseconds for which this step stopped the guest on purpose.
+    #[serde(default)]
+    pub paused_ms: u64,
+}
+
+/// Where all disks of the job are.
+enum Where {
+    Bases,
+    Overlays,
+    Off,
+    Neither(String),
+}
+
+fn whereabouts(seen: &Observation, disks: &[JobDisk]) -> Where {
+    let (mut bases, mut overlays) = (0, 0);
+    for disk in disks {
+        match Stand::of(seen, disk) {
+            Stand::Off => return Where::Off,
+            Stand::OnBase { .. } => bases += 1,
+            Stand::OnOverlay { .. } => overlays += 1,
+            Stand::Elsewhere(what) => return Where::Neither(format!("disk {}: {what}", disk.target)),
+        }
+    }
+    match (bases, overlays) {
+        (_, 0) => Where::Bases,
+        (0, _) => Where::Overlays,
+        _ => Where::Neither("QEMU writes some disks to their overlay and some to their base".to_owned()),
+    }
+}
+
+fn same_process(seen: &Observation, input: &TakeInput) -> bool {
+    seen.qemu.as_ref().is_some_and(|qemu| qemu.instance == input.instance)
+}
+
+#[async_trait]
+impl Step for TakeSnapshot {
+    const KIND: StepKind = StepKind::new("take-snapshot", 1);
+    type Input = TakeInput;
+    type Output = TakeOutput;
+
+    async fn run(&self, cx: &StepContext, input: TakeInput) -> Result<TakeOutput, Fault> {
+        let seen = self.0.observe(&input.domain.id, codes::CANNOT_TAKE_SNAPSHOT).await?;
+        if !same_process(&seen, &input) {
+            return Err(restarted(&input));
+        }
+        match whereabouts(&seen, &input.disks) {
+            Where::Bases => {}
+            Where::Overlays => return self.taken(&input, 0, None).await,
+            Where::Off => return Err(restarted(&input)),
+            Where::Neither(what) => {
+                return Err(Fault::permanent(
+                    Code::EFFECT_DIVERGED,
+                    "take the snapshot",
+                    input.domain.name,
+                    what,
+                )
+                .class(Class::Fatal));
+            }
+        }
+        let Some(wanted) = &input.memory else {
+            return self.disks_only(&input, None).await;
+        };
+        remove_torn(wanted).await?;
+        match self.with_memory(cx, &input, wanted).await {
+            Ok(paused_ms) => self.taken(&input, paused_ms, None).await,
+            Err(Failed::TooSlow(why)) => match wanted.limits.if_slow {
+                IfSlow::DiskOnly => self.disks_only(&input, Some(why)).await,
+                IfSlow::Pause | IfSlow::Fail => Err(Fault::permanent(
+                    codes::MEMORY_TOO_SLOW,
+                    "save the guest's memory",
+                    input.domain.name,
+                    why,
+                )
+                .remedy("Let the guest be paused meanwhile, or back up its disks only")),
+            },
+            Err(Failed::Stopped) => Err(Fault::stopped("take the snapshot", input.domain.name)),
+            Err(Failed::Call(e)) => Err(call_fault(e, &input)),
+        }
+    }
+
+    async fn probe(&self, cx: &StepContext, input: TakeInput) -> Verdict<TakeOutput> {
+        let seen = match self.0.hypervisor.observe(&input.domain.id).await {
+            Ok(seen) => seen,
+            Err(e) => return cannot_look(&e),
+        };
+        match whereabouts(&seen, &input.disks) {
+            Where::Overlays if same_process(&seen, &input) => self.probe_taken(cx, &input).await,
+            Where::Neither(what) => Verdict::Diverged(what),
+            Where::Overlays | Where::Bases | Where::Off => {
+                fence::not_done(&*self.0.hypervisor, &input.domain.id, cx.still_running).await
+            }
+        }
+    }
+}
+
+/// Why memory was not saved.
+enum Failed {
+    TooSlow(String),
+    Stopped,
+    Call(HvError),
+}
+
+impl TakeSnapshot {
+    /// The disks have moved. Done once libvirt has let go of the guest and the memory file is what it must be.
+    async fn probe_taken(&self, cx: &StepContext, input: &TakeInput) -> Verdict<TakeOutput> {
+        if cx.still_running {
+            return Verdict::InFlight("the call has not returned".to_owned());
+        }
+        match fence::busy(&*self.0.hypervisor, &input.domain.id).await {
+            Ok(None) => match self.taken(input, 0, None).await {
+                Ok(output) => Verdict::Done(output),
+                // The step is repeated, finds the same and fails with its reason.
+                Err(fault) if fault.class == Class::Permanent => Verdict::NotDone,
+                Err(fault) => Verdict::Unknown(fault.to_string()),
+            },
+            Ok(Some(what)) => Verdict::InFlight(what),
+            Err(e) => cannot_look(&e),
+        }
+    }
+
+    async fn disks_only(&self, input: &TakeInput, why: Option<String>) -> Result<TakeOutput, Fault> {
+        let take = Take { disks: pairs(&input.disks), memory: None };
+        self.0.hypervisor.take(&input.domain.id, &take).await.map_err(|e| call_fault(e, input))?;
+        self.taken(input, 0, why).await
+    }
+
+    /// Saves memory and moves the disks, within the limits; says for how long the guest was stopped on purpose.
+    async fn with_memory(
+        &self,
+        cx: &StepContext,
+        input: &TakeInput,
+        wanted: &MemoryInput,
+    ) -> Result<u64, Failed> {
+        let hypervisor = &self.0.hypervisor;
+        // libvirt stops the guest for the last of its memory; should it die then, nobody else would resume it.
+        self.note_hold(cx, input).await.map_err(Failed::Call)?;
+        let take = Take { disks: pairs(&input.disks), memory: Some(wanted.file.clone()) };
+        let call = hypervisor.take(&input.domain.id, &take);
+        tokio::pin!(call);
+        let begun = Instant::now();
+        let mut given_up: Option<Failed> = None;
+        let mut paused: Option<Instant> = None;
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut call => break outcome,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let written = self.look_at_memory(cx, input, wanted).await;
+            if given_up.is_some() || paused.is_some() {
+                continue;
+            }
+            let why = if cx.stopping() {
+                Some(Failed::Stopped)
+            } else {
+                too_slow(begun.elapsed(), written, &wanted.limits).map(Failed::TooSlow)
+            };
+            match why {
+                None => {}
+                Some(Failed::TooSlow(why)) if wanted.limits.if_slow == IfSlow::Pause => {
+                    tracing::info!(%why, "the guest is stopped until its memory is written");
+                    if self.hold(input).await {
+                        paused = Some(Instant::now());
+                    }
+                }
+                // The call itself then says that it was cancelled; until it has, nothing is over.
+                Some(why) => {
+                    let aborted = hypervisor.abort_domain_job(&input.domain.id).await;
+                    given_up = aborted.is_ok().then_some(why);
+                }
+            }
+        };
+        let paused_ms =
+            paused.map_or(0, |since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
+        if outcome.is_ok() && paused.is_none() {
+            self.forget_hold(cx, input).await;
+        } else {
+            self.let_go(input).await;
+        }
+        match (outcome, given_up) {
+            (Ok(()), _) => Ok(paused_ms),
+            (Err(e), Some(why)) if e.trouble == Trouble::Cancelled => Err(why),
+            (Err(e), _) => Err(Failed::Call(e)),
+        }
+    }
+
+    /// Reports how far the memory is; returns the size of its file.
+    async fn look_at_memory(&self, cx: &StepContext, input: &TakeInput, wanted: &MemoryInput) -> u64 {
+        self.0.storage.flush(&wanted.file).await;
+        if let Ok(Some(job)) = self.0.hypervisor.domain_job(&input.domain.id).await {
+            cx.progress.report(job.done, job.done.saturating_add(job.remaining), "bytes");
+        }
+        tokio::fs::metadata(&wanted.file).await.map_or(0, |data| data.len())
+    }
+
+    fn marker(cx: &StepContext, input: &TakeInput, hold: Option<Hold>) -> Marker {
+        Marker { store: input.store.clone(), job: cx.job.to_string(), hold }
+    }
+
+    /// Notes that the guest is about to be stopped for us, unless it stands still already.
+    async fn note_hold(&self, cx: &StepContext, input: &TakeInput) -> Result<(), HvError> {
+        let hypervisor = &self.0.hypervisor;
+        if hypervisor.state(&input.domain.id).await? != RunState::Running {
+            return Ok(());
+        }
+        hypervisor.set_hold(&input.domain.id, &Self::marker(cx, input, Some(Hold::Suspended))).await
+    }
+
+    async fn forget_hold(&self, cx: &StepContext, input: &TakeInput) {
+        // A note that stays does no harm: it is read only when the guest stands still.
+        if let Err(e) = self.0.hypervisor.set_hold(&input.domain.id, &Self::marker(cx, input, None)).await {
+            tracing::debug!(error = %e, "the note of the hold stays");
+        }
+    }
+
+    /// Stops the guest, if it runs. The note of it is there already.
+    async fn hold(&self, input: &TakeInput) -> bool {
+        let hypervisor = &self.0.hypervisor;
+        let domain = &input.domain.id;
+        if !matches!(hypervisor.state(domain).await, Ok(RunState::Running)) {
+            return false;
+        }
+        match hypervisor.suspend(domain).await {
+            Ok(()) => true,
+            Err(e) => {
+                tracing::warn!(error = %e, "the guest could not be stopped");
+                e.in_doubt
+            }
+        }
+    }
+
+    /// Sets the guest free. If that fails the marker stays, and the guest-safety pass repeats it.
+    async fn let_go(&self, input: &TakeInput) {
+        if let Err(e) = safety::release(&self.0, &input.store, &input.domain.id).await {
+            tracing::error!(error = %e, "the guest could not be resumed yet");
+        }
+    }
+
+    /// Checks that everything is as it must be after the snapshot.
+    async fn taken(
+        &self,
+        input: &TakeInput,
+        paused_ms: u64,
+        without_memory: Option<String>,
+    ) -> Result<TakeOutput, Fault> {
+        let seen =
+            self.0.observe(&input.domain.id, codes::CANNOT_TAKE_SNAPSHOT).await.map_err(Fault::in_doubt)?;
+        match whereabouts(&seen, &input.disks) {
+            Where::Overlays if same_process(&seen, input) => {}
+            _ => return Err(restarted(input).in_doubt()),
+        }
+        let mut output = TakeOutput { at: Timestamp::now(), memory: None, without_memory, paused_ms };
+        let Some(wanted) = &input.memory else { return Ok(output) };
+        let path = wanted.file.clone();
+        let file = tokio::task::spawn_blocking(move || memory::settle(&path)).await;
+        match (file, wanted.limits.if_slow) {
+            (Ok(Ok(MemoryFile::Whole)), _) if output.without_memory.is_none() => {
+                output.memory = Some(wanted.file.clone());
+                Ok(output)
+            }
+            (_, IfSlow::DiskOnly) => {
+                output.without_memory.get_or_insert_with(|| "the memory file is not complete".to_owned());
+                Ok(output)
+            }
+            _ => Err(Fault::permanent(
+                codes::MEMORY_LOST,
+                "save the guest's memory",
+                wanted.file.display().to_string(),
+                "the file is not complete",
+            )
+            .remedy("Start the backup again")),
+        }
+    }
+}
+
+fn too_slow(elapsed: Duration, written: u64, limits: &MemoryLimits) -> Option<String> {
+    if written > limits.bytes {
+        return Some(format!(
+            "{written} bytes are written, {} are allowed: the guest changes its memory faster than it can be saved",
+            limits.bytes
+        ));
+    }
+    (elapsed > Duration::from_secs(limits.seconds)).then(|| format!("it took more than {} s", limits.seconds))
+}
+
+fn pairs(disks: &[JobDisk]) -> Vec<(crate::hypervisor::Target, PathBuf)> {
+    disks.iter().map(|disk| (disk.target.clone(), disk.overlay.clone())).collect()
+}
+
+async fn remove_torn(wanted: &MemoryInput) -> Result<(), Fault> {
+    match tokio::fs::remove_file(&wanted.file).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::permanent(
+            codes::CANNOT_REMOVE_FILE,
+            "remove the memory file of an attempt that was cut off",
+            wanted.file.display().to_string(),
+            e,
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn restarted(input: &TakeInput) -> Fault {
+    Fault::permanent(
+        Code::FACTS_CHANGED,
+        "take the snapshot",
+        input.domain.name.clone(),
+        "the domain ended, or was started anew, while the job was about to take it",
+    )
+    .remedy("Start the job again; it plans anew")
+}
+
+fn call_fault(e: HvError, input: &TakeInput) -> Fault {
+    let (code, doing) = match input.memory {
+        Some(_) if e.trouble == Trouble::NoSpace => (codes::NOT_ENOUGH_DISK_SPACE, "save the guest's memory"),
+        _ => (codes::CANNOT_TAKE_SNAPSHOT, "take the snapshot"),
+    };
+    e.fault(code, doing, input.domain.name.clone())
+}
