@@ -336,13 +336,13 @@ impl Driver {
                 Command::Record(_) => {}
                 Command::Plan => self.plan(),
                 Command::CheckFacts { before } => self.check(before),
-                Command::Attempt { step, phase, attempt } => self.attempt(step, phase, attempt),
+                Command::Attempt { step, phase, attempt } => self.attempt(&step, phase, attempt),
                 Command::Stop { step, phase, attempt } => {
                     if let Some(live) = self.live.get(&(step, phase)).filter(|live| live.attempt == attempt) {
                         live.stop.cancel();
                     }
                 }
-                Command::Probe { step, phase, attempt, at } => self.probe(step, phase, attempt, at),
+                Command::Probe { step, phase, attempt, at } => self.probe(&step, phase, attempt, at),
                 Command::Arm { timer, at } => {
                     armed.insert(timer.clone());
                     self.arm(timer, at);
@@ -396,26 +396,26 @@ impl Driver {
         });
     }
 
-    fn attempt(&mut self, step: StepName, phase: Phase, attempt: u32) {
+    fn attempt(&mut self, step: &StepName, phase: Phase, attempt: u32) {
         let key = (step.clone(), phase);
         if self.live.get(&key).is_some_and(|live| live.attempt == attempt) {
             return;
         }
-        let Some((place, spec)) = self.find(&step) else { return };
+        let Some((place, spec)) = self.find(step) else { return };
         let stop = CancellationToken::new();
-        let Some(cx) = self.context(&step, phase, attempt, stop.clone()) else { return };
+        let Some(cx) = self.context(step, phase, attempt, stop.clone()) else { return };
         let output = self.log.state.cells()[place].output.clone();
         self.live.insert(key, Live { attempt, stop, returned: false, progress: cx.progress.clone() });
         attempt::launch(&self.shared, &spec, cx, output, self.sender.clone());
     }
 
-    fn probe(&mut self, step: StepName, phase: Phase, attempt: u32, at: Option<jiff::Timestamp>) {
+    fn probe(&mut self, step: &StepName, phase: Phase, attempt: u32, at: Option<jiff::Timestamp>) {
         let key = (step.clone(), phase);
         if self.probes.contains_key(&key) || self.draining {
             return;
         }
-        let Some((place, spec)) = self.find(&step) else { return };
-        let Some(mut cx) = self.context(&step, phase, attempt, CancellationToken::new()) else { return };
+        let Some((place, spec)) = self.find(step) else { return };
+        let Some(mut cx) = self.context(step, phase, attempt, CancellationToken::new()) else { return };
         cx.still_running = self.live.get(&key).is_some_and(|live| !live.returned);
         let output = self.log.state.cells()[place].output.clone();
         let wait = at.map_or(Duration::ZERO, |at| self.until(at));
