@@ -1,1 +1,29 @@
-//! Placeholder until the first module lands.
+//! vmkeepd, the backup daemon of a KVM host, and vmkeep, its command line.
+//!
+//! | to learn about | read |
+//! |---|---|
+//! | what can be configured | [`config`] |
+//! | how the daemon starts and stops | [`daemon`] |
+//! | what the API offers, and who may use it | [`api`] |
+//! | what the command line offers | [`cli`], [`client`] |
+//! | how libvirt becomes what the steps need | [`hypervisor`], [`environment`] |
+//! | domains, backups and orders of this host | [`site`] |
+//! | what would make backups fail | [`doctor`] |
+//! | the graphs of the workflows | [`diagram`] |
+//!
+//! The binaries are a few lines each: everything is here, so that everything can be tested.
+
+pub mod api;
+pub mod audit;
+pub mod cli;
+pub mod client;
+pub mod codes;
+pub mod config;
+pub mod daemon;
+pub mod diagram;
+pub mod doctor;
+pub mod environment;
+pub mod explain;
+pub mod hypervisor;
+pub mod site;
+pub mod text;

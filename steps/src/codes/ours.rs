@@ -57,4 +57,6 @@ super::codes! { OURS:
 117 AMBIGUOUS_NAME "That could mean several objects." "The beginning of an id fits more than one." "Give more of it."
 118 ON_OVERLAY_OF_OTHERS "A disk of the domain sits on an overlay of somebody's unfinished work." "Another backup tool was interrupted, or still works." "Let it finish, or commit it: `virsh blockcommit DOMAIN DISK --active --pivot`"
 119 MEMORY_LOST "The memory image of the backup is not usable." "Its writing was cut off." "Nothing is to be done: the job goes back, start it again."
+120 REPLAY_DIVERGED "A journal does not replay." "The journal was changed, or this release decides otherwise than the one that wrote it." "`vmkeep audit verify` tells whether it was changed; if not, use the release that wrote it and report this."
+121 NOT_PERMITTED "This user may not use the API." "Only the user that vmkeepd runs as may." "Run `vmkeep` as that user."
 }

@@ -1,0 +1,128 @@
+//! Looking: status, domains, backups, doctor. None of these changes anything.
+
+use std::collections::HashMap;
+
+use axum::extract::State as Extract;
+use serde::Deserialize;
+use vmkeep_workflow::JobStatus;
+use vmkeep_workflow::journal::Reserve;
+
+use super::State;
+use crate::api::answer::{Answer, Json, Query};
+use crate::api::prefix::Shorts;
+use crate::api::types::{
+    BackupDetail, Backups, DaemonStatus, DomainRow, Finding, JobRow, LastBackup, Status,
+};
+
+pub(super) async fn status(Extract(app): State) -> Answer<Status> {
+    let mut warnings = Vec::new();
+    let jobs = app.all_jobs().await?;
+    let ids: Vec<_> = jobs.iter().map(|job| job.job).collect();
+    let shorts = Shorts::of(&ids);
+    let row = |job: &vmkeep_workflow::JobSummary| JobRow::new(job, shorts.short(&job.job));
+    let open = jobs.iter().filter(|job| !job.status.ended());
+    let (attention, running): (Vec<_>, Vec<_>) =
+        open.partition(|job| job.status == JobStatus::NeedsAttention);
+
+    let libvirt = app.site.libvirt().await;
+    let domains = if libvirt.reachable {
+        match with_backups_and_jobs(&app).await {
+            Ok((domains, more)) => {
+                warnings.extend(more);
+                domains
+            }
+            Err(fault) => {
+                warnings.push(fault.to_string());
+                Vec::new()
+            }
+        }
+    } else {
+        Vec::new()
+    };
+    let reserve_spent = match app.store().reserve().await {
+        Ok(reserve) => reserve == Reserve::Spent,
+        Err(error) => {
+            warnings.push(format!("the store: {error}"));
+            false
+        }
+    };
+    if reserve_spent {
+        warnings.push(format!(
+            "the file system of {} is full: running jobs go on, no new one starts",
+            app.config.state_dir.display()
+        ));
+    }
+    Ok(Json(Status {
+        daemon: DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: app.started,
+            phase: *app.phase.borrow(),
+            store: app.store().id().to_string(),
+            reserve_spent,
+            state_dir: app.config.state_dir.clone(),
+        },
+        libvirt,
+        domains,
+        running: running.into_iter().map(row).collect(),
+        attention: attention.into_iter().map(row).collect(),
+        warnings,
+    }))
+}
+
+pub(super) async fn domains(Extract(app): State) -> Answer<Vec<DomainRow>> {
+    Ok(Json(with_backups_and_jobs(&app).await?.0))
+}
+
+async fn with_backups_and_jobs(
+    app: &super::App,
+) -> Result<(Vec<DomainRow>, Vec<String>), vmkeep_workflow::Fault> {
+    let mut domains = app.site.domains().await?;
+    let (backups, warnings) = match app.site.backups().await {
+        Ok(found) => found,
+        Err(fault) => (Vec::new(), vec![fault.to_string()]),
+    };
+    let mut last: HashMap<String, LastBackup> = HashMap::new();
+    for backup in backups {
+        let newer = last.get(&backup.domain_uuid).is_none_or(|known| known.at < backup.at);
+        if newer {
+            last.insert(backup.domain_uuid, LastBackup { id: backup.short, at: backup.at });
+        }
+    }
+    let shorts = Shorts::of(&app.all_ids().await?);
+    for domain in &mut domains {
+        domain.last_backup = last.remove(&domain.uuid);
+        domain.job = app.engine.holder(&domain.uuid).map(|job| shorts.short(&job));
+    }
+    Ok((domains, warnings))
+}
+
+pub(super) async fn doctor(Extract(app): State) -> Answer<Vec<Finding>> {
+    Ok(Json(app.site.doctor().await))
+}
+
+/// Which backups.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfDomain {
+    domain: Option<String>,
+}
+
+pub(super) async fn backups(Extract(app): State, Query(which): Query<OfDomain>) -> Answer<Backups> {
+    let (mut backups, warnings) = app.site.backups().await?;
+    if let Some(domain) = which.domain {
+        backups.retain(|backup| backup.domain == domain || backup.domain_uuid == domain);
+    }
+    Ok(Json(Backups { backups, warnings }))
+}
+
+/// One backup: an id, the beginning of one, or a folder. In the query, since a folder has slashes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OneBackup {
+    backup: String,
+}
+
+pub(super) async fn backup(Extract(app): State, Query(which): Query<OneBackup>) -> Answer<BackupDetail> {
+    Ok(Json(app.site.backup(&which.backup).await?))
+}

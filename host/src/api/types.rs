@@ -1,0 +1,559 @@
+//! What goes over the wire: the API's requests and answers, shared by daemon and command line.
+//!
+//! These shapes are a contract with programs that other people write. Fields are added, never renamed; every absent
+//! option means the default that is stated here; times are RFC 3339 in UTC, sizes are bytes, spans are milliseconds
+//! where the name ends in `_ms`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vmkeep_workflow::engine::StepState;
+use vmkeep_workflow::event::Item;
+use vmkeep_workflow::fault::Class;
+use vmkeep_workflow::plan::Plan;
+use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase, Settle};
+
+use crate::codes;
+
+/// The header that makes a repeated request harmless.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Every error's body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The stable code; also the command line's exit status.
+    pub code: u16,
+    /// The code's name.
+    pub name: String,
+    /// What was being done.
+    pub doing: String,
+    /// To which object.
+    pub object: String,
+    /// Why it failed.
+    pub cause: String,
+    /// What helps.
+    pub remedy: String,
+}
+
+impl From<&Fault> for ErrorBody {
+    fn from(fault: &Fault) -> Self {
+        Self {
+            code: fault.code.0,
+            name: codes::name(fault.code).to_owned(),
+            doing: fault.doing.clone(),
+            object: fault.object.clone(),
+            cause: fault.cause.clone(),
+            remedy: fault.remedy.clone(),
+        }
+    }
+}
+
+impl From<ErrorBody> for Fault {
+    fn from(body: ErrorBody) -> Self {
+        Self {
+            code: Code(body.code),
+            class: Class::Permanent,
+            in_doubt: false,
+            doing: body.doing,
+            object: body.object,
+            cause: body.cause,
+            remedy: body.remedy,
+        }
+    }
+}
+
+/// Where the daemon stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DaemonPhase {
+    /// Waits for the hypervisor; jobs that were interrupted wait as well.
+    WaitingForLibvirt,
+    /// Frees guests and takes interrupted jobs over.
+    Recovering,
+    /// Takes requests.
+    Ready,
+    /// Brings jobs to a safe place and ends.
+    Stopping,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Its release.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started.
+    pub started: Timestamp,
+    /// Where it stands.
+    pub phase: DaemonPhase,
+    /// The store's identity.
+    pub store: String,
+    /// Whether the store lives on its reserve, in which case no new job starts.
+    pub reserve_spent: bool,
+    /// The state folder.
+    pub state_dir: PathBuf,
+}
+
+/// The hypervisor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LibvirtStatus {
+    /// Its URI.
+    pub uri: String,
+    /// Whether it answers.
+    pub reachable: bool,
+    /// libvirt's and QEMU's versions, when it answers.
+    pub versions: Option<String>,
+    /// Why it does not answer.
+    pub fault: Option<ErrorBody>,
+}
+
+/// The last good backup of a domain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LastBackup {
+    /// The backup.
+    pub id: String,
+    /// The point in time that it holds.
+    pub at: Timestamp,
+}
+
+/// A domain in one row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DomainRow {
+    /// Its name, as it is.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// `running`, `paused`, `shut off` …
+    pub state: String,
+    /// Whether its definition outlives it.
+    pub persistent: bool,
+    /// The disks that a backup takes.
+    pub disks: Vec<DiskRow>,
+    /// The last good backup.
+    pub last_backup: Option<LastBackup>,
+    /// The job that holds it.
+    pub job: Option<String>,
+    /// Why it cannot be backed up, if it cannot.
+    pub obstacle: Option<ErrorBody>,
+}
+
+/// A disk in one row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskRow {
+    /// The target device: `vda`.
+    pub target: String,
+    /// Where its data is.
+    pub source: String,
+    /// `qcow2`, `raw` …
+    pub format: String,
+    /// Why a backup leaves it out; nothing if it takes it.
+    pub left_out: Option<String>,
+}
+
+/// The first screen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon.
+    pub daemon: DaemonStatus,
+    /// The hypervisor.
+    pub libvirt: LibvirtStatus,
+    /// All domains.
+    pub domains: Vec<DomainRow>,
+    /// Jobs under way.
+    pub running: Vec<JobRow>,
+    /// Jobs that need an operator.
+    pub attention: Vec<JobRow>,
+    /// Anything else that should worry somebody.
+    pub warnings: Vec<String>,
+}
+
+/// Something that a job waits for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ItemRow {
+    /// The step.
+    pub step: String,
+    /// Forward or undo.
+    pub phase: Phase,
+    /// What is wrong and what helps.
+    pub fault: ErrorBody,
+}
+
+impl From<&Item> for ItemRow {
+    fn from(item: &Item) -> Self {
+        Self { step: item.step.to_string(), phase: item.phase, fault: (&item.fault).into() }
+    }
+}
+
+/// A job in one row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobRow {
+    /// The whole id.
+    pub id: JobId,
+    /// The shortest form that is unique among all jobs; takes the place of the whole id everywhere.
+    pub short: String,
+    /// The recipe.
+    pub workflow: String,
+    /// The domain's name.
+    pub domain: String,
+    /// The domain's UUID.
+    pub domain_uuid: String,
+    /// One line for people.
+    pub title: String,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Who asked for it.
+    pub by: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// When it was asked for.
+    pub requested: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// Steps in the plan.
+    pub steps: u32,
+    /// Steps that succeeded.
+    pub steps_done: u32,
+    /// The failure that ended it or holds it.
+    pub fault: Option<ErrorBody>,
+    /// What it waits for when it needs attention.
+    pub needs: Vec<ItemRow>,
+}
+
+impl JobRow {
+    /// A row, with the short form that was found for it.
+    #[must_use]
+    pub fn new(summary: &JobSummary, short: String) -> Self {
+        Self {
+            id: summary.job,
+            short,
+            workflow: summary.workflow.to_string(),
+            domain: summary.subject.label.clone(),
+            domain_uuid: summary.subject.id.clone(),
+            title: summary.title.clone(),
+            status: summary.status,
+            by: summary.by.who.clone(),
+            reason: summary.by.why.clone(),
+            requested: summary.requested,
+            updated: summary.updated,
+            ended: summary.ended,
+            steps: summary.steps,
+            steps_done: summary.steps_done,
+            fault: summary.fault.as_ref().map(Into::into),
+            needs: summary.items.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// How far a step is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressRow {
+    /// So much is done.
+    pub done: u64,
+    /// Of so much; 0 when not known.
+    pub total: u64,
+    /// The unit.
+    pub unit: String,
+}
+
+/// A step of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// One line for people.
+    pub title: String,
+    /// Where it stands.
+    pub state: StepState,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Its failure.
+    pub fault: Option<ErrorBody>,
+    /// What it left for the steps after it.
+    pub output: Option<Value>,
+    /// How far it is.
+    pub progress: Option<ProgressRow>,
+    /// Where its undo stands; absent while there was none.
+    pub undo: Option<StepState>,
+    /// The undo's failure.
+    pub undo_fault: Option<ErrorBody>,
+}
+
+/// A job with its steps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobDetail {
+    /// The row.
+    pub job: JobRow,
+    /// The plan's point of no return.
+    pub point_of_no_return: Option<String>,
+    /// When a pause ends by itself.
+    pub paused_until: Option<Timestamp>,
+    /// Why this daemon set it aside, if it did.
+    pub parked: Option<ErrorBody>,
+    /// Who asked to cancel it after its point of no return; it goes on to its end.
+    pub cancelled_too_late: Option<String>,
+    /// What it has come to so far, in words: the backup that it made, how long the guest stood still.
+    pub results: Vec<String>,
+    /// The steps, in the plan's order.
+    pub steps: Vec<StepRow>,
+}
+
+/// What a change answers: the job that carries it out, or the plan that it would have.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accepted {
+    /// The job that was made, or that the same key had made before.
+    Job(Box<JobRow>),
+    /// A dry run's plan. Nothing was changed.
+    Plan(Box<Plan>),
+}
+
+/// What to do when memory changes faster than it can be saved, or does not fit its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBusyMemory {
+    /// Pause the guest so that saving comes to an end.
+    Pause,
+    /// Take the disks alone.
+    DiskOnly,
+    /// Fail, with nothing changed.
+    #[default]
+    Fail,
+}
+
+/// Asks for a backup into plain files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// Name, UUID, or unique beginning of the UUID.
+    pub domain: String,
+    /// Whether memory is taken as well.
+    #[serde(default)]
+    pub memory: bool,
+    /// The root or a folder below one; absent: the first root.
+    pub to: Option<PathBuf>,
+    /// Only these disks, by target; empty: all that can take part.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// The largest memory image in bytes; absent: the configured limit.
+    pub memory_limit: Option<u64>,
+    /// The longest time for saving memory; absent: the configured limit.
+    pub memory_time_ms: Option<u64>,
+    /// What to do when memory is too busy.
+    #[serde(default)]
+    pub on_busy_memory: OnBusyMemory,
+    /// Bytes per second for copying; 0: no limit; absent: the configured one.
+    pub bandwidth: Option<u64>,
+    /// Whether the guest's file systems are frozen for the instant; absent: when an agent answers.
+    pub quiesce: Option<bool>,
+    /// Whether to wait while the domain is busy with another job, instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only show the plan.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Whether, and how, a restored domain starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartAs {
+    /// With memory it is left paused, without it is left shut off.
+    #[default]
+    Default,
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+}
+
+/// Asks for a restore to a new domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// The backup's id, its unique beginning, or its folder.
+    pub backup: String,
+    /// The new domain's name.
+    #[serde(rename = "as")]
+    pub name: String,
+    /// Where single disks go, by target.
+    #[serde(default)]
+    pub disks: BTreeMap<String, PathBuf>,
+    /// Where all other disks go; absent: a folder of its own below the restore folder.
+    pub folder: Option<PathBuf>,
+    /// Leave the memory out.
+    #[serde(default)]
+    pub cold: bool,
+    /// Whether it starts.
+    #[serde(default)]
+    pub start: StartAs,
+    /// Whether network links are up from the start.
+    #[serde(default)]
+    pub connect: bool,
+    /// Bytes per second; 0: no limit; absent: the configured one.
+    pub bandwidth: Option<u64>,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only show the plan.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What an operator does to a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Act {
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// For a pause: how long, at most.
+    pub pause_ms: Option<u64>,
+    /// For settling: how.
+    pub settle: Option<Settle>,
+    /// Only say what it would do.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What an act did, or would do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Acted {
+    /// In words.
+    pub message: String,
+    /// The job afterwards.
+    pub job: JobRow,
+}
+
+/// An event of a journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HistoryRow {
+    /// Its place.
+    pub seq: u64,
+    /// The record's hash, in hexadecimal.
+    pub hash: String,
+    /// The event as it is stored.
+    pub event: Value,
+}
+
+/// A story in plain words.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What happened, in its order.
+    pub lines: Vec<vmkeep_workflow::explain::Line>,
+    /// What it comes to: how long the guest stood still, what was undone, what is left.
+    pub summary: Vec<String>,
+}
+
+/// What a replay found. A divergence is an error and no answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Replayed {
+    /// The job.
+    pub job: String,
+    /// How many events were folded.
+    pub events: u64,
+    /// How many of them are decisions that were taken again and came out the same.
+    pub decisions: u64,
+    /// Where the job stands.
+    pub status: JobStatus,
+}
+
+/// What verifying the audit trail found. Damage is an error and no answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Audited {
+    /// Streams.
+    pub streams: u64,
+    /// Records.
+    pub records: u64,
+    /// The head of the global chain, in hexadecimal: keep it elsewhere, to notice a rewrite of everything.
+    pub head: String,
+}
+
+/// One thing that the doctor looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at: `libvirt`.
+    pub topic: String,
+    /// How it is.
+    pub grade: Grade,
+    /// What was found.
+    pub text: String,
+    /// What helps; empty when nothing needs to.
+    pub remedy: String,
+}
+
+/// How a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grade {
+    /// As it should be.
+    Good,
+    /// Worth knowing; backups work.
+    Note,
+    /// Some backups will fail, or be worse than they could be.
+    Warning,
+    /// Backups will fail.
+    Bad,
+}
+
+/// One message of a job's live stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "snake_case")]
+pub enum Live {
+    /// The job as it is now. Sent first, after every event, and while steps advance.
+    Job(Box<JobDetail>),
+    /// The job ended or needs attention: the stream ends.
+    End(Box<JobDetail>),
+}
+
+/// A backup in one row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupRow {
+    /// Its whole id.
+    pub id: String,
+    /// The shortest beginning that is unique among all backups.
+    pub short: String,
+    /// The domain's name at the time.
+    pub domain: String,
+    /// The domain's UUID.
+    pub domain_uuid: String,
+    /// The point in time that it holds.
+    pub at: Timestamp,
+    /// Whether it holds memory.
+    pub memory: bool,
+    /// Its disks, by target.
+    pub disks: Vec<String>,
+    /// What its files take, in bytes.
+    pub size: u64,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The job that made it.
+    pub job: Option<String>,
+}
+
+/// A backup with its manifest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackupDetail {
+    /// The row.
+    pub backup: BackupRow,
+    /// What somebody who restores it should know.
+    pub notes: Vec<String>,
+    /// The manifest as it is stored.
+    pub manifest: Value,
+}
+
+/// The backups, and what could not be read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backups {
+    /// Newest first.
+    pub backups: Vec<BackupRow>,
+    /// Folders that look like backups and cannot be read, and roots that cannot be listed.
+    pub warnings: Vec<String>,
+}

@@ -1,0 +1,321 @@
+//! The command line's words.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmkeep_workflow::{JobStatus, Settle};
+
+use crate::api::types::OnBusyMemory;
+use crate::text::{parse_size, parse_span};
+
+/// Crash-safe backups of KVM guests.
+#[derive(Debug, Parser)]
+#[command(name = "vmkeep", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The daemon's socket [default: where vmkeepd of this user listens]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The configuration file that names the socket
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// How a command that makes a job goes on.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Waiting {
+    /// Return at once instead of waiting for the job to end
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why, for the journal
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// A key that makes repeating this very request harmless
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// What is done to a job, and why.
+#[derive(Clone, Debug, Args)]
+pub struct JobAct {
+    /// The job: its id or the beginning of it
+    pub job: String,
+    /// Why, for the journal
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Say what it would do and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// One screen: daemon, domains, last good backups, running jobs, what needs attention
+    Status,
+    /// The domains of this host and their disks
+    Domains,
+    /// Back a domain up into plain files while it runs
+    Snapshot(Snapshot),
+    /// Bring a backup back as a new domain
+    Restore(Restore),
+    /// The backups that there are
+    List {
+        /// Only those of this domain
+        domain: Option<String>,
+    },
+    /// What a backup holds
+    Show {
+        /// Its id, the beginning of it, or its folder
+        backup: String,
+    },
+    /// Read a backup again and compare it with its manifest
+    Verify {
+        /// Its id, the beginning of it, or its folder
+        backup: String,
+    },
+    /// The jobs, newest first
+    Jobs(Jobs),
+    /// One job: look at it, follow it, steer it
+    #[command(subcommand)]
+    Job(Job),
+    /// Fold a job's journal again and check every decision; the exit status tells a divergence
+    Replay {
+        /// A job, or a file that `audit export` wrote
+        what: String,
+    },
+    /// The journal as evidence
+    #[command(subcommand)]
+    Audit(Audit),
+    /// What on this host would make backups fail, and the mend
+    Doctor,
+    /// The steps of a workflow as a graph, in DOT
+    Diagram {
+        /// Which; without one their names are printed
+        workflow: Option<String>,
+    },
+    /// A completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Back a domain up.
+#[derive(Clone, Debug, Args)]
+pub struct Snapshot {
+    /// Its name or UUID
+    pub domain: String,
+    /// Memory and disks at one instant [default]
+    #[arg(long, conflicts_with = "disk_only")]
+    pub live: bool,
+    /// The disks alone
+    #[arg(long)]
+    pub disk_only: bool,
+    /// The root, or a folder below one [default: the first configured root]
+    #[arg(long, value_name = "FOLDER")]
+    pub to: Option<PathBuf>,
+    /// Only these disks, by target: vda,vdb
+    #[arg(long, value_name = "DISK", value_delimiter = ',')]
+    pub disks: Vec<String>,
+    /// The largest memory image: 8G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_limit: Option<u64>,
+    /// The longest time for saving memory: 5m
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub memory_time: Option<Duration>,
+    /// When memory changes faster than it can be saved, or is too large
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    pub on_busy_memory: OnBusyMemory,
+    /// Copy at most so much per second: 100M (0: no limit)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub bandwidth: Option<u64>,
+    /// Freeze the guest's file systems for the instant (needs its agent; disk-only)
+    #[arg(long, conflicts_with = "no_quiesce")]
+    pub quiesce: bool,
+    /// Never freeze them [default: freeze when an agent answers]
+    #[arg(long)]
+    pub no_quiesce: bool,
+    /// Wait while the domain is busy, instead of being refused
+    #[arg(long)]
+    pub queue: bool,
+    /// Waiting, dry run, reason.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// Bring a backup back.
+#[derive(Clone, Debug, Args)]
+pub struct Restore {
+    /// Its id, the beginning of it, or its folder
+    pub backup: String,
+    /// The new domain's name
+    #[arg(long = "as", value_name = "NAME")]
+    pub name: String,
+    /// Where one disk goes: vda=/path/to/file (may be repeated)
+    #[arg(long = "disk", value_name = "DISK=PATH", value_parser = disk_place)]
+    pub disks: Vec<(String, PathBuf)>,
+    /// Where all other disks go [default: a folder of their own below the restore folder]
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Leave the memory out: the guest will boot
+    #[arg(long)]
+    pub cold: bool,
+    /// Let it run [default: paused with memory, shut off without]
+    #[arg(long, conflicts_with = "paused")]
+    pub start: bool,
+    /// Leave it paused
+    #[arg(long)]
+    pub paused: bool,
+    /// Let its network links be up from the start (the original may be running!)
+    #[arg(long)]
+    pub connect: bool,
+    /// Copy at most so much per second: 100M (0: no limit)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub bandwidth: Option<u64>,
+    /// Waiting, dry run, reason.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// Which jobs.
+#[derive(Clone, Debug, Args)]
+pub struct Jobs {
+    /// Only of this domain
+    #[arg(long, value_name = "NAME")]
+    pub domain: Option<String>,
+    /// Only of this workflow
+    #[arg(long, value_name = "NAME")]
+    pub workflow: Option<String>,
+    /// Only in these states
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = job_status)]
+    pub state: Vec<JobStatus>,
+    /// Only those asked for within this span: 2d
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub within: Option<Duration>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub limit: usize,
+}
+
+/// Look at a job, follow it, steer it.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Job {
+    /// Its steps and where it stands
+    Show {
+        /// The job: its id or the beginning of it
+        job: String,
+    },
+    /// Follow it until it ends; the exit status is its own
+    Watch {
+        /// The job: its id or the beginning of it
+        job: String,
+    },
+    /// Its journal, event by event
+    History {
+        /// The job: its id or the beginning of it
+        job: String,
+    },
+    /// What happened and why, in plain words
+    Explain {
+        /// The job: its id or the beginning of it
+        job: String,
+    },
+    /// Give it up and take back what it did (past its point of no return it finishes instead)
+    Cancel(JobAct),
+    /// Let it wait at its next safe place
+    Pause {
+        /// The job and why.
+        #[command(flatten)]
+        act: JobAct,
+        /// How long, at most
+        #[arg(long = "for", value_name = "SPAN", value_parser = parse_span, default_value = "1h")]
+        span: Duration,
+    },
+    /// End a pause
+    Resume(JobAct),
+    /// Let a job that needs attention look at the world again and go on
+    Settle {
+        /// The job and why.
+        #[command(flatten)]
+        act: JobAct,
+        /// Go on from what is there; also run failed steps anew; or take everything back
+        #[arg(long, value_enum, default_value_t)]
+        how: How,
+    },
+    /// Give up a job that needs attention and leave what it made; lists what that is
+    Abandon(JobAct),
+}
+
+/// How a job that needs attention is settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum How {
+    /// Look again and go on from what is there
+    #[default]
+    Probe,
+    /// Look again, then run the failed steps anew
+    Retry,
+    /// Look again, then take back what can still be taken back
+    Undo,
+}
+
+impl From<How> for Settle {
+    fn from(how: How) -> Self {
+        match how {
+            How::Probe => Self::Probe,
+            How::Retry => Self::Retry,
+            How::Undo => Self::Undo,
+        }
+    }
+}
+
+/// The journal as evidence.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Audit {
+    /// Check every record of every stream, or of an exported file
+    Verify {
+        /// A file that `audit export` wrote; without one, the daemon's store
+        file: Option<PathBuf>,
+    },
+    /// Write the journal as JSON lines
+    Export {
+        /// Only this job's
+        #[arg(long, value_name = "JOB")]
+        job: Option<String>,
+        /// Where to [default: standard output]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+fn disk_place(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((disk, path)) if !disk.is_empty() && !path.is_empty() => Ok((disk.to_owned(), path.into())),
+        _ => Err("it must be of the form vda=/path/to/file".to_owned()),
+    }
+}
+
+fn job_status(text: &str) -> Result<JobStatus, String> {
+    let value = serde_json::Value::String(text.replace('-', "_"));
+    serde_json::from_value(value).map_err(|_| {
+        "states are queued, running, paused, unwinding, needs_attention, succeeded, rolled_back, cancelled, refused, abandoned"
+            .to_owned()
+    })
+}

@@ -1,0 +1,81 @@
+//! The journal as evidence, and the doctor.
+//!
+//! A replay or a verification of an exported file needs no daemon: evidence must be checkable elsewhere.
+
+use std::io::Write;
+use std::path::Path;
+
+use vmkeep_workflow::Fault;
+
+use super::args::Global;
+use super::{Ended, Out, client, config, show};
+use crate::api::types::{Audited, Finding, Grade, Replayed};
+use crate::client::Client;
+use crate::codes;
+
+pub(super) async fn replay(global: &Global, out: &Out, what: &str) -> Ended {
+    let path = Path::new(what);
+    let replayed: Vec<Replayed> = if what.contains('/') || path.is_file() {
+        crate::audit::replay_file(path)?
+    } else {
+        vec![client(global)?.get(&super::job::path(what, "/replay")).await?]
+    };
+    out.show(&replayed, |replayed| show::replayed(replayed))?;
+    Ok(0)
+}
+
+pub(super) async fn verify(global: &Global, out: &Out, file: Option<&Path>) -> Ended {
+    let audited: Audited = match file {
+        Some(file) => crate::audit::verify_file(file)?,
+        None => client(global)?.get("/v1/audit/verify").await?,
+    };
+    out.show(&audited, show::audited)?;
+    Ok(0)
+}
+
+pub(super) async fn export(client: &Client, job: Option<&str>, output: Option<&Path>) -> Result<(), Fault> {
+    let query = job.map(|job| format!("?job={}", crate::client::segment(job))).unwrap_or_default();
+    let mut pieces = client.stream(&format!("/v1/audit/export{query}")).await?;
+    let object = output.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
+    let fault = |e: &std::io::Error| {
+        Fault::permanent(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, "write the export", object.clone(), e)
+    };
+    match output {
+        None => {
+            let mut out = std::io::stdout().lock();
+            while let Some(piece) = pieces.next().await? {
+                out.write_all(&piece).map_err(|e| fault(&e))?;
+            }
+            out.flush().map_err(|e| fault(&e))
+        }
+        Some(path) => {
+            // Evidence is never written over.
+            let mut file = std::fs::File::create_new(path).map_err(|e| fault(&e))?;
+            while let Some(piece) = pieces.next().await? {
+                file.write_all(&piece).map_err(|e| fault(&e))?;
+            }
+            file.sync_all().map_err(|e| fault(&e))
+        }
+    }
+}
+
+pub(super) async fn doctor(global: &Global, out: &Out) -> Ended {
+    let findings: Vec<Finding> = match client(global)?.get("/v1/doctor").await {
+        Ok(findings) => findings,
+        // Most of what the doctor looks at can be seen without the daemon, and that is when it is needed most.
+        Err(fault) if fault.code == codes::DAEMON_UNREACHABLE => {
+            let mut findings = vec![Finding {
+                topic: "vmkeepd".to_owned(),
+                grade: Grade::Bad,
+                text: format!("{}: {}", fault.object, fault.cause),
+                remedy: fault.remedy,
+            }];
+            findings.extend(crate::doctor::examine(&config(global)?).await);
+            findings
+        }
+        Err(fault) => return Err(fault),
+    };
+    out.show(&findings, |findings| show::findings(findings))?;
+    let worst = findings.iter().map(|finding| finding.grade).max();
+    Ok(u8::from(worst == Some(Grade::Bad)))
+}

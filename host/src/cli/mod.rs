@@ -1,0 +1,198 @@
+//! The command line: words in, text or JSON out, and an exit status that is the error's code.
+//!
+//! Exit status: 0 when it went well; the code of the error otherwise, 64 for words that make no sense (the parser's own
+//! 2 would be taken for [`codes::MISSING_PARAMETER_IN_CONFIG_FILE`]); 130 when the waiting was interrupted, in which
+//! case the job goes on.
+
+pub mod args;
+mod audit;
+mod job;
+mod make;
+mod show;
+mod wait;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use serde::Serialize;
+use vmkeep_workflow::Fault;
+
+use crate::api::types::{Backups, DomainRow, ErrorBody, JobRow, Status};
+use crate::client::{Client, segment};
+use crate::codes;
+use crate::config::{Config, Overrides, Surroundings};
+use crate::text::safe;
+use args::{Audit, Cli, Command, Global, Job};
+
+/// The exit status after an interrupted wait, as shells have it for SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Where output goes.
+pub(crate) struct Out {
+    /// Whether it is JSON.
+    pub(crate) json: bool,
+}
+
+impl Out {
+    /// Prints text. A reader that went away is no error.
+    pub(crate) fn text(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes());
+        if !text.is_empty() && !text.ends_with('\n') {
+            let _ = out.write_all(b"\n");
+        }
+        let _ = out.flush();
+    }
+
+    /// Prints a value as JSON, or as the text that is made of it.
+    pub(crate) fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Fault> {
+        if self.json {
+            let json = serde_json::to_string_pretty(value)
+                .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, "print the answer", "", e))?;
+            self.text(&json);
+        } else {
+            self.text(&text(value));
+        }
+        Ok(())
+    }
+
+    /// Prints an error where errors go.
+    pub(crate) fn fault(&self, fault: &Fault) {
+        let text = if self.json {
+            serde_json::to_string_pretty(&ErrorBody::from(fault)).unwrap_or_default()
+        } else {
+            show::fault(fault)
+        };
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// How a command ended when it did not fail.
+pub(crate) type Ended = Result<u8, Fault>;
+
+/// Runs a command line and returns its exit status.
+pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return misspelt(&error),
+    };
+    let out = Out { json: cli.global.json };
+    match carry_out(cli.command, &cli.global, &out).await {
+        Ok(status) => ExitCode::from(status),
+        Err(fault) => {
+            out.fault(&fault);
+            status_of(&fault)
+        }
+    }
+}
+
+/// The exit status of an error: its code, and never 0.
+pub(crate) fn status_of(fault: &Fault) -> ExitCode {
+    ExitCode::from(u8::try_from(fault.code.0).ok().filter(|code| *code != 0).unwrap_or(1))
+}
+
+/// Help and version are no errors; everything else that the parser says is a usage error.
+pub fn misspelt(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS }
+}
+
+fn client(global: &Global) -> Result<Client, Fault> {
+    if let Some(socket) = &global.socket {
+        return Ok(Client::new(socket));
+    }
+    Ok(Client::new(config(global)?.socket))
+}
+
+fn config(global: &Global) -> Result<Config, Fault> {
+    let overrides =
+        Overrides { config: global.config.clone(), socket: global.socket.clone(), ..Overrides::default() };
+    Ok(Config::load(&overrides, &Surroundings::here())?)
+}
+
+async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
+    match command {
+        Command::Status => {
+            let status: Status = client(global)?.get("/v1/status").await?;
+            out.show(&status, show::status)?;
+        }
+        Command::Domains => {
+            let domains: Vec<DomainRow> = client(global)?.get("/v1/domains").await?;
+            out.show(&domains, |domains| show::domains(domains))?;
+        }
+        Command::List { domain } => {
+            let query = domain.map(|d| format!("?domain={}", segment(&d))).unwrap_or_default();
+            let backups: Backups = client(global)?.get(&format!("/v1/backups{query}")).await?;
+            out.show(&backups, show::backups)?;
+        }
+        Command::Show { backup } => make::show_backup(&client(global)?, out, &backup).await?,
+        Command::Verify { backup } => return make::verify(&client(global)?, out, &backup).await,
+        Command::Snapshot(args) => return make::snapshot(&client(global)?, out, args).await,
+        Command::Restore(args) => return make::restore(&client(global)?, out, args).await,
+        Command::Jobs(args) => {
+            let jobs: Vec<JobRow> = client(global)?.get(&job::query(&args)?).await?;
+            out.show(&jobs, |jobs| show::jobs(jobs))?;
+        }
+        Command::Job(command) => return on_job(&client(global)?, out, command).await,
+        Command::Replay { what } => return audit::replay(global, out, &what).await,
+        Command::Audit(Audit::Verify { file }) => return audit::verify(global, out, file.as_deref()).await,
+        Command::Audit(Audit::Export { job, output }) => {
+            audit::export(&client(global)?, job.as_deref(), output.as_deref()).await?;
+        }
+        Command::Doctor => return audit::doctor(global, out).await,
+        Command::Diagram { workflow } => diagram(out, workflow.as_deref())?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "vmkeep", &mut script);
+            out.text(&String::from_utf8_lossy(&script));
+        }
+    }
+    Ok(0)
+}
+
+async fn on_job(client: &Client, out: &Out, command: Job) -> Ended {
+    match command {
+        Job::Show { job } => job::show(client, out, &job).await?,
+        Job::Watch { job } => return wait::watch(client, out, &job).await,
+        Job::History { job } => job::history(client, out, &job).await?,
+        Job::Explain { job } => job::explain(client, out, &job).await?,
+        Job::Cancel(act) => job::act(client, out, "cancel", act, job::More::default()).await?,
+        Job::Resume(act) => job::act(client, out, "resume", act, job::More::default()).await?,
+        Job::Abandon(act) => job::act(client, out, "abandon", act, job::More::default()).await?,
+        Job::Pause { act, span } => {
+            let pause_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            let more = job::More { pause_ms: Some(pause_ms), ..job::More::default() };
+            job::act(client, out, "pause", act, more).await?;
+        }
+        Job::Settle { act, how } => {
+            let more = job::More { settle: Some(how.into()), ..job::More::default() };
+            job::act(client, out, "settle", act, more).await?;
+        }
+    }
+    Ok(0)
+}
+
+fn diagram(out: &Out, workflow: Option<&str>) -> Result<(), Fault> {
+    let all = crate::diagram::all()?;
+    match workflow {
+        None => {
+            let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+            out.show(&names, |names| names.join("\n"))
+        }
+        Some(wanted) => match all.iter().find(|(name, _)| name == wanted) {
+            Some((_, dot)) => {
+                out.text(dot);
+                Ok(())
+            }
+            None => Err(Fault::permanent(
+                codes::USAGE,
+                "draw the workflow",
+                safe(wanted),
+                "there is none of that name",
+            )
+            .remedy("`vmkeep diagram` prints the names")),
+        },
+    }
+}

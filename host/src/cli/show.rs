@@ -1,0 +1,479 @@
+//! Answers as text. Everything that a stranger named goes through [`safe`].
+
+use jiff::Timestamp;
+use vmkeep_workflow::engine::StepState;
+use vmkeep_workflow::plan::Plan;
+use vmkeep_workflow::{Fault, JobStatus};
+
+use crate::api::types::{
+    Audited, BackupDetail, Backups, DaemonPhase, DomainRow, Explanation, Finding, Grade, HistoryRow,
+    JobDetail, JobRow, Replayed, Status, StepRow,
+};
+use crate::codes;
+use crate::text::{ago, bytes, local, safe, safe_lines, span, table};
+
+pub(super) fn fault(fault: &Fault) -> String {
+    let object = if fault.object.is_empty() { String::new() } else { format!(" ({})", safe(&fault.object)) };
+    let mut text = format!(
+        "vmkeep: could not {}{object}: {}\n  code   {} {}",
+        safe(&fault.doing),
+        safe(&fault.cause),
+        fault.code,
+        codes::name(fault.code)
+    );
+    if !fault.remedy.is_empty() {
+        text.push_str(&format!("\n  remedy {}", safe(&fault.remedy)));
+    }
+    text
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let now = Timestamp::now();
+    let phase = match status.daemon.phase {
+        DaemonPhase::WaitingForLibvirt => "waits for libvirt",
+        DaemonPhase::Recovering => "takes interrupted jobs over",
+        DaemonPhase::Ready => "ready",
+        DaemonPhase::Stopping => "is stopping",
+    };
+    let mut text = format!(
+        "vmkeepd {}, {phase}, started {}, state in {}\n",
+        safe(&status.daemon.version),
+        ago(status.daemon.started, now),
+        safe(&status.daemon.state_dir.to_string_lossy())
+    );
+    let libvirt = &status.libvirt;
+    let state = match (&libvirt.fault, &libvirt.versions) {
+        (Some(fault), _) => format!("does not answer: {}. {}", safe(&fault.cause), safe(&fault.remedy)),
+        (None, Some(versions)) => safe(versions),
+        (None, None) => "answers".to_owned(),
+    };
+    text.push_str(&format!("libvirt {}: {state}\n", safe(&libvirt.uri)));
+    for warning in &status.warnings {
+        text.push_str(&format!("warning: {}\n", safe(warning)));
+    }
+    if !status.attention.is_empty() {
+        text.push_str("\nNeeds attention\n");
+        for job in &status.attention {
+            text.push_str(&format!("  job {} on {}: {}\n", job.short, safe(&job.domain), safe(&job.title)));
+            for item in &job.needs {
+                text.push_str(&format!("    {}: {}\n", safe(&item.step), safe(&item.fault.cause)));
+                if !item.fault.remedy.is_empty() {
+                    text.push_str(&format!("    -> {}\n", safe(&item.fault.remedy)));
+                }
+            }
+            text.push_str(&format!("    settle it: vmkeep job settle {}\n", job.short));
+        }
+    }
+    if !status.running.is_empty() {
+        text.push_str("\nRunning\n");
+        text.push_str(&indent(&jobs(&status.running)));
+    }
+    text.push('\n');
+    if status.domains.is_empty() {
+        text.push_str(if libvirt.reachable { "No domains.\n" } else { "Domains are not known.\n" });
+    } else {
+        let mut rows = vec![heads(&["DOMAIN", "STATE", "LAST GOOD BACKUP", ""])];
+        for domain in &status.domains {
+            let backup = match &domain.last_backup {
+                Some(last) => format!("{} ({})", ago(last.at, now), safe(&last.id)),
+                None => "none".to_owned(),
+            };
+            let note = match (&domain.job, &domain.obstacle) {
+                (Some(job), _) => format!("job {}", safe(job)),
+                (None, Some(obstacle)) => format!("cannot be backed up: {}", safe(&obstacle.cause)),
+                (None, None) => String::new(),
+            };
+            rows.push(vec![safe(&domain.name), safe(&domain.state), backup, note]);
+        }
+        text.push_str(&table(&rows));
+    }
+    text
+}
+
+pub(super) fn domains(domains: &[DomainRow]) -> String {
+    if domains.is_empty() {
+        return "No domains.".to_owned();
+    }
+    let now = Timestamp::now();
+    let mut text = String::new();
+    for domain in domains {
+        let transient = if domain.persistent { "" } else { ", transient" };
+        text.push_str(&format!("{}  {}{transient}\n", safe(&domain.name), safe(&domain.state)));
+        text.push_str(&format!("  uuid    {}\n", safe(&domain.uuid)));
+        match &domain.last_backup {
+            Some(last) => text.push_str(&format!("  backup  {} ({})\n", ago(last.at, now), safe(&last.id))),
+            None => text.push_str("  backup  none\n"),
+        }
+        if let Some(job) = &domain.job {
+            text.push_str(&format!("  job     {}\n", safe(job)));
+        }
+        if let Some(obstacle) = &domain.obstacle {
+            text.push_str(&format!("  cannot be backed up: {}\n", safe(&obstacle.cause)));
+            text.push_str(&format!("    {}\n", safe(&obstacle.remedy)));
+        }
+        for disk in &domain.disks {
+            let left_out =
+                disk.left_out.as_ref().map(|why| format!("  left out: {}", safe(why))).unwrap_or_default();
+            text.push_str(&format!(
+                "  disk    {}  {}  {}{left_out}\n",
+                safe(&disk.target),
+                safe(&disk.format),
+                safe(&disk.source)
+            ));
+        }
+    }
+    text
+}
+
+pub(super) fn backups(found: &Backups) -> String {
+    let mut text = String::new();
+    if found.backups.is_empty() {
+        text.push_str("No backups.\n");
+    } else {
+        let mut rows =
+            vec![heads(&["BACKUP", "DOMAIN", "POINT IN TIME", "DISKS", "MEMORY", "SIZE", "FOLDER"])];
+        for backup in &found.backups {
+            rows.push(vec![
+                safe(&backup.short),
+                safe(&backup.domain),
+                local(backup.at),
+                safe(&backup.disks.join(",")),
+                if backup.memory { "yes" } else { "no" }.to_owned(),
+                bytes(backup.size),
+                safe(&backup.folder.to_string_lossy()),
+            ]);
+        }
+        text.push_str(&table(&rows));
+    }
+    for warning in &found.warnings {
+        text.push_str(&format!("warning: {}\n", safe(warning)));
+    }
+    text
+}
+
+pub(super) fn backup(detail: &BackupDetail) -> String {
+    let backup = &detail.backup;
+    let mut rows = vec![
+        pair("backup", &backup.id),
+        pair("domain", &format!("{} ({})", backup.domain, backup.domain_uuid)),
+        pair("point in time", &local(backup.at)),
+        pair("memory", if backup.memory { "yes" } else { "no" }),
+        pair("disks", &backup.disks.join(", ")),
+        pair("size", &bytes(backup.size)),
+        pair("folder", &backup.folder.to_string_lossy()),
+    ];
+    if let Some(job) = &backup.job {
+        rows.push(pair("made by job", job));
+    }
+    let mut text = table(&rows);
+    for note in &detail.notes {
+        text.push_str(&format!("note: {}\n", safe(note)));
+    }
+    text.push_str(&format!("\nbring it back:  vmkeep restore {} --as NAME\n", safe(&backup.short)));
+    text
+}
+
+pub(super) fn jobs(jobs: &[JobRow]) -> String {
+    if jobs.is_empty() {
+        return "No jobs.".to_owned();
+    }
+    let now = Timestamp::now();
+    let mut rows = vec![heads(&["JOB", "STATUS", "STEPS", "ASKED FOR", "BY", "WHAT"])];
+    for job in jobs {
+        let what = if job.title.is_empty() {
+            format!("{} of {}", safe(&job.workflow), safe(&job.domain))
+        } else {
+            safe(&job.title)
+        };
+        rows.push(vec![
+            job.short.clone(),
+            words(job.status).to_owned(),
+            format!("{}/{}", job.steps_done, job.steps),
+            ago(job.requested, now),
+            safe(&job.by),
+            what,
+        ]);
+    }
+    table(&rows)
+}
+
+/// A status in words.
+fn words(status: JobStatus) -> &'static str {
+    match status {
+        JobStatus::NeedsAttention => "needs attention",
+        JobStatus::RolledBack => "rolled back",
+        other => other.as_str(),
+    }
+}
+
+pub(super) fn job(detail: &JobDetail) -> String {
+    let job = &detail.job;
+    let now = Timestamp::now();
+    let reason = job.reason.as_ref().map(|why| format!(", because {why}")).unwrap_or_default();
+    let mut rows = vec![
+        pair("job", &job.id.to_string()),
+        pair("what", if job.title.is_empty() { &job.workflow } else { &job.title }),
+        pair("domain", &format!("{} ({})", job.domain, job.domain_uuid)),
+        pair("status", words(job.status)),
+        pair("asked for", &format!("{} by {}{reason}", local(job.requested), job.by)),
+    ];
+    let end = job.ended.unwrap_or(now);
+    if let Ok(took) = std::time::Duration::try_from(end.duration_since(job.requested)) {
+        rows.push(pair(if job.ended.is_some() { "took" } else { "so far" }, &span(took)));
+    }
+    if let Some(until) = detail.paused_until {
+        rows.push(pair("paused until", &local(until)));
+    }
+    if let Some(who) = &detail.cancelled_too_late {
+        rows.push(pair(
+            "cancelled",
+            &format!("by {who}, after the point of no return: it goes on to its end"),
+        ));
+    }
+    if let Some(parked) = &detail.parked {
+        rows.push(pair("set aside", &parked.cause));
+    }
+    let mut text = table(&rows);
+    if !detail.steps.is_empty() {
+        text.push('\n');
+        let steps = detail.steps.iter().map(|step| step_row(step, detail.point_of_no_return.as_deref()));
+        text.push_str(&table(&steps.collect::<Vec<_>>()));
+    }
+    text.push_str(&trouble(detail));
+    text
+}
+
+fn step_row(step: &StepRow, barrier: Option<&str>) -> Vec<String> {
+    let mark = match step.state {
+        StepState::Pending => " ",
+        StepState::Running => ">",
+        StepState::Probing => "?",
+        StepState::Waiting => "~",
+        StepState::Done => "+",
+        StepState::Failed | StepState::Stuck => "!",
+        StepState::Stopped => "-",
+    };
+    let mut notes = Vec::new();
+    if step.attempts > 1 {
+        notes.push(format!("attempt {}", step.attempts));
+    }
+    if let Some(progress) = step.progress.as_ref().filter(|p| p.total > 0 && step.state == StepState::Running)
+    {
+        notes.push(format!("{} %", progress.done.min(progress.total).saturating_mul(100) / progress.total));
+    }
+    match step.undo {
+        Some(StepState::Done) => notes.push("undone".to_owned()),
+        Some(StepState::Stuck | StepState::Failed) => notes.push("could not be undone".to_owned()),
+        Some(_) => notes.push("is being undone".to_owned()),
+        None => {}
+    }
+    if barrier == Some(step.name.as_str()) {
+        notes.push("point of no return".to_owned());
+    }
+    if let Some(fault) = step.undo_fault.as_ref().or(step.fault.as_ref())
+        && step.state != StepState::Done
+    {
+        notes.push(safe(&fault.cause));
+    }
+    vec![mark.to_owned(), safe(&step.name), safe(&step.title), notes.join("; ")]
+}
+
+fn trouble(detail: &JobDetail) -> String {
+    let job = &detail.job;
+    let mut text = String::new();
+    if job.status == JobStatus::NeedsAttention {
+        text.push_str("\nIt needs attention:\n");
+        for item in &job.needs {
+            text.push_str(&format!(
+                "  {}: {} (code {} {})\n",
+                safe(&item.step),
+                safe(&item.fault.cause),
+                item.fault.code,
+                safe(&item.fault.name)
+            ));
+            if !item.fault.remedy.is_empty() {
+                text.push_str(&format!("    {}\n", safe(&item.fault.remedy)));
+            }
+        }
+        text.push_str(&format!("  then: vmkeep job settle {}\n", job.short));
+    } else if let Some(fault) = &job.fault
+        && job.status != JobStatus::Succeeded
+    {
+        text.push_str(&format!(
+            "\nIt failed: could not {} ({}): {}\n  code   {} {}\n",
+            safe(&fault.doing),
+            safe(&fault.object),
+            safe(&fault.cause),
+            fault.code,
+            safe(&fault.name)
+        ));
+        if !fault.remedy.is_empty() {
+            text.push_str(&format!("  remedy {}\n", safe(&fault.remedy)));
+        }
+    }
+    text
+}
+
+/// What is printed after a job that was followed.
+pub(super) fn ending(detail: &JobDetail) -> String {
+    let job = &detail.job;
+    let took = std::time::Duration::try_from(job.ended.unwrap_or(job.updated).duration_since(job.requested));
+    let took = took.map(|took| format!(" after {}", span(took))).unwrap_or_default();
+    let mut text = match job.status {
+        JobStatus::Succeeded => format!("job {} succeeded{took}\n", job.short),
+        JobStatus::RolledBack => format!("job {} failed{took}; what it had done is undone\n", job.short),
+        JobStatus::Cancelled => {
+            format!("job {} was cancelled{took}; what it had done is undone\n", job.short)
+        }
+        JobStatus::Refused => format!("job {} was refused; nothing was touched\n", job.short),
+        JobStatus::Abandoned => format!("job {} was abandoned\n", job.short),
+        other => format!("job {} {}\n", job.short, words(other)),
+    };
+    if let Some(who) = &detail.cancelled_too_late {
+        text.push_str(&format!("{} asked to cancel it when it could only go forward\n", safe(who)));
+    }
+    for line in &detail.results {
+        text.push_str(&format!("  {}\n", safe_lines(line)));
+    }
+    text.push_str(&trouble(detail));
+    text
+}
+
+pub(super) fn history(rows: &[HistoryRow]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        let at = row.event["at"].as_str().and_then(|at| at.parse().ok()).map(local).unwrap_or_default();
+        let body = &row.event["body"];
+        let kind = body["type"].as_str().unwrap_or("(unreadable)");
+        text.push_str(&format!("{:>5}  {at}  {}{}\n", row.seq, safe(kind), brief(kind, &body["data"])));
+    }
+    text
+}
+
+/// What of an event's data a person wants in one line.
+fn brief(kind: &str, data: &serde_json::Value) -> String {
+    let mut words = Vec::new();
+    let mut push = |label: &str, value: &serde_json::Value| {
+        let text = match value {
+            serde_json::Value::Null => return,
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        words.push(if label.is_empty() { safe(&text) } else { format!("{label} {}", safe(&text)) });
+    };
+    match kind {
+        "job_requested" => {
+            push("", &data["workflow"]);
+            push("of", &data["subject"]["label"]);
+            push("by", &data["by"]["who"]);
+            push("because", &data["by"]["why"]);
+        }
+        "job_planned" => push("", &data["title"]),
+        "job_refused" => push("", &data["cause"]),
+        "cancel_requested" | "resume_requested" => push("by", &data["who"]),
+        "intervened" => {
+            push("", &data["act"]);
+            push("", &data["outcome"]);
+        }
+        _ => {
+            push("", &data["step"]);
+            push("", &data["before"]);
+            if data["phase"] == "undo" {
+                push("", &data["phase"]);
+            }
+            if data["attempt"].as_u64().is_some_and(|attempt| attempt > 1) {
+                push("attempt", &data["attempt"]);
+            }
+            push("", &data["verdict"]["verdict"]);
+            push("", &data["fault"]["cause"]);
+            push("differs:", &data["difference"]);
+            push("by", &data["by"]["who"]);
+        }
+    }
+    if words.is_empty() { String::new() } else { format!("  {}", words.join(", ")) }
+}
+
+pub(super) fn explanation(story: &Explanation) -> String {
+    let mut text = String::new();
+    for line in &story.lines {
+        text.push_str(&format!("{}  {}\n", local(line.at), safe(&line.text)));
+    }
+    if !story.summary.is_empty() {
+        text.push('\n');
+        for line in &story.summary {
+            text.push_str(&format!("{}\n", safe(line)));
+        }
+    }
+    text
+}
+
+pub(super) fn plan(plan: &Plan) -> String {
+    let mut text = format!("{}\nNothing was changed. The steps would be:\n", safe(&plan.title));
+    let steps: Vec<Vec<String>> = plan
+        .steps
+        .iter()
+        .map(|step| {
+            let mut notes = Vec::new();
+            if !step.after.is_empty() {
+                let after: Vec<String> = step.after.iter().map(|name| safe(name.as_str())).collect();
+                notes.push(format!("after {}", after.join(", ")));
+            }
+            if plan.point_of_no_return.as_ref() == Some(&step.name) {
+                notes.push("point of no return".to_owned());
+            }
+            vec![format!("  {}", safe(step.name.as_str())), safe(&step.title), notes.join("; ")]
+        })
+        .collect();
+    text.push_str(&table(&steps));
+    text
+}
+
+pub(super) fn replayed(all: &[Replayed]) -> String {
+    let mut text = String::new();
+    for one in all {
+        text.push_str(&format!(
+            "job {}: {} events folded, all {} decisions taken again and the same; {}\n",
+            safe(&one.job),
+            one.events,
+            one.decisions,
+            words(one.status)
+        ));
+    }
+    text
+}
+
+pub(super) fn audited(audited: &Audited) -> String {
+    format!(
+        "{} records in {} streams are whole and in order\nhead {}\nKeep the head elsewhere: a rewrite of everything, or a cut end, leaves a chain that fits, and only the head tells.",
+        audited.records, audited.streams, audited.head
+    )
+}
+
+pub(super) fn findings(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match finding.grade {
+            Grade::Good => "ok  ",
+            Grade::Note => "note",
+            Grade::Warning => "warn",
+            Grade::Bad => "BAD ",
+        };
+        text.push_str(&format!("{mark}  {}: {}\n", safe(&finding.topic), safe(&finding.text)));
+        if !finding.remedy.is_empty() {
+            text.push_str(&format!("      -> {}\n", safe(&finding.remedy)));
+        }
+    }
+    text
+}
+
+fn heads(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn pair(name: &str, value: &str) -> Vec<String> {
+    vec![name.to_owned(), safe(value)]
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}

@@ -1,0 +1,210 @@
+//! The configuration file: TOML, every key optional, none unknown.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::places::Surroundings;
+use super::{ConfigError, Overrides};
+
+/// The file as it is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Where the journal and, by default, backups live.
+    pub state_dir: Option<PathBuf>,
+    /// The Unix socket of the API.
+    pub socket: Option<PathBuf>,
+    /// The URI of the local hypervisor.
+    pub connect: Option<String>,
+    /// `[targets]`
+    #[serde(default)]
+    pub targets: Targets,
+    /// `[limits]`
+    #[serde(default)]
+    pub limits: FileLimits,
+    /// `[log]`
+    #[serde(default)]
+    pub log: FileLog,
+}
+
+/// Where backups and restored images may be put.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Targets {
+    /// The folders below which anything may be written; the first is the default for backups.
+    pub roots: Option<Vec<PathBuf>>,
+    /// Where restored images go by default.
+    pub restore: Option<PathBuf>,
+}
+
+/// How much may go on at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileLimits {
+    /// Jobs at a time.
+    pub jobs: Option<usize>,
+    /// Jobs at a time that write below one root.
+    pub jobs_per_root: Option<usize>,
+    /// The largest memory image: `8G`.
+    pub memory: Option<String>,
+    /// The longest time for saving memory: `10m`.
+    pub memory_time: Option<String>,
+    /// Bytes per second for copying: `200M`.
+    pub bandwidth: Option<String>,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileLog {
+    /// `text` or `json`.
+    pub format: Option<LogFormat>,
+    /// `info`, `debug`, or a filter by module.
+    pub level: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl File {
+    /// Reads a file's text; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it is not TOML, or holds a key or a value that is not known.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let before = error.span().map_or(0, |span| span.start.min(text.len()));
+            let line = 1 + text.as_bytes()[..before].iter().filter(|b| **b == b'\n').count();
+            ConfigError::Wrong { path: path.display().to_string(), line, why: error.message().to_owned() }
+        })
+    }
+
+    /// Reads the file that was named, or the one at the usual place if there is one.
+    pub(super) fn find(
+        named: Option<&Path>,
+        around: &Surroundings,
+    ) -> Result<(Self, Option<PathBuf>), ConfigError> {
+        let named = named.map(Path::to_owned).or_else(|| around.path("VMKEEP_CONFIG"));
+        let (path, must_exist) = match named {
+            Some(path) => (path, true),
+            None => match around.config_file() {
+                Some(path) => (path, false),
+                None => return Ok((Self::default(), None)),
+            },
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok((Self::parse(&text, &path)?, Some(path))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => {
+                Ok((Self::default(), None))
+            }
+            Err(error) => {
+                Err(ConfigError::Unreadable { path: path.display().to_string(), why: error.to_string() })
+            }
+        }
+    }
+}
+
+impl super::Config {
+    /// Puts the sources together.
+    pub(super) fn resolve(
+        file: File,
+        path: Option<PathBuf>,
+        overrides: &Overrides,
+        around: &Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let state_dir = around.state_dir(overrides, file.state_dir)?;
+        let socket = around.socket(overrides, file.socket, &state_dir)?;
+        let connect = overrides
+            .connect
+            .clone()
+            .or_else(|| around.text("VMKEEP_CONNECT"))
+            .or(file.connect)
+            .unwrap_or_else(|| around.default_uri().to_owned());
+        super::check_uri(&connect)?;
+
+        let restore_dir = match file.targets.restore {
+            Some(dir) => absolute("targets.restore", dir)?,
+            None => state_dir.join("restored"),
+        };
+        let mut roots = match file.targets.roots {
+            Some(roots) if roots.is_empty() => {
+                return Err(impossible("targets.roots", "at least one folder is needed"));
+            }
+            Some(roots) => roots
+                .into_iter()
+                .map(|root| absolute("targets.roots", root))
+                .collect::<Result<Vec<_>, _>>()?,
+            None => vec![state_dir.join("backups")],
+        };
+        if !roots.iter().any(|root| restore_dir.starts_with(root)) {
+            roots.push(restore_dir.clone());
+        }
+
+        Ok(Self {
+            state_dir,
+            socket,
+            connect,
+            roots,
+            restore_dir,
+            limits: limits(&file.limits)?,
+            log: log(file.log, around),
+            file: path,
+        })
+    }
+}
+
+fn limits(file: &FileLimits) -> Result<super::Limits, ConfigError> {
+    let default = super::Limits::default();
+    let size = |key: &str, text: &Option<String>| {
+        text.as_deref()
+            .map(|text| crate::text::parse_size(text).map_err(|why| impossible(key, &why)))
+            .transpose()
+    };
+    let at_least_one = |key: &str, value: Option<usize>, default: usize| match value {
+        Some(0) => Err(impossible(key, "0 would let no job run")),
+        Some(value) => Ok(value),
+        None => Ok(default),
+    };
+    Ok(super::Limits {
+        jobs: at_least_one("limits.jobs", file.jobs, default.jobs)?,
+        jobs_per_root: at_least_one("limits.jobs_per_root", file.jobs_per_root, default.jobs_per_root)?,
+        memory: size("limits.memory", &file.memory)?,
+        memory_time: match &file.memory_time {
+            Some(text) => {
+                crate::text::parse_span(text).map_err(|why| impossible("limits.memory_time", &why))?
+            }
+            None => default.memory_time,
+        },
+        bandwidth: size("limits.bandwidth", &file.bandwidth)?.unwrap_or(default.bandwidth),
+    })
+}
+
+fn log(file: FileLog, around: &Surroundings) -> super::Log {
+    let default = super::Log::default();
+    super::Log {
+        format: file.format.unwrap_or(default.format),
+        filter: around.text("VMKEEP_LOG").or(file.level).unwrap_or(default.filter),
+    }
+}
+
+pub(super) fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let whole = path.is_absolute() && !path.components().any(|c| c == std::path::Component::ParentDir);
+    if whole {
+        Ok(path)
+    } else {
+        Err(impossible(key, &format!("{path:?} is not an absolute path without \"..\"")))
+    }
+}
+
+pub(super) fn impossible(what: &str, why: &str) -> ConfigError {
+    ConfigError::Impossible { what: what.to_owned(), why: why.to_owned() }
+}

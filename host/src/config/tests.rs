@@ -1,0 +1,152 @@
+use std::path::Path;
+
+use super::*;
+
+fn user() -> Surroundings {
+    Surroundings { env: [("HOME".to_owned(), "/home/ada".into())].into(), uid: 1000 }
+}
+
+fn root() -> Surroundings {
+    Surroundings { env: [("HOME".to_owned(), "/root".into())].into(), uid: 0 }
+}
+
+fn with(mut around: Surroundings, key: &str, value: &str) -> Surroundings {
+    around.env.insert(key.to_owned(), value.into());
+    around
+}
+
+fn resolve(text: &str, around: &Surroundings) -> Result<Config, ConfigError> {
+    Config::resolve(File::parse(text, Path::new("vmkeep.toml"))?, None, &Overrides::default(), around)
+}
+
+#[test]
+fn an_ordinary_user_needs_no_configuration() {
+    let config = resolve("", &with(user(), "XDG_RUNTIME_DIR", "/run/user/1000")).unwrap();
+    assert_eq!(config.state_dir, Path::new("/home/ada/.local/state/vmkeep"));
+    assert_eq!(config.socket, Path::new("/run/user/1000/vmkeep/vmkeepd.sock"));
+    assert_eq!(config.connect, "qemu:///session");
+    assert_eq!(config.roots[0], Path::new("/home/ada/.local/state/vmkeep/backups"));
+    let config = resolve("", &with(user(), "XDG_STATE_HOME", "/s")).unwrap();
+    assert_eq!(config.state_dir, Path::new("/s/vmkeep"));
+    assert_eq!(config.socket, Path::new("/s/vmkeep/run/vmkeepd.sock"));
+}
+
+#[test]
+fn root_needs_no_configuration() {
+    // Whatever the environment of the shell that root came from says.
+    let around = with(with(root(), "XDG_STATE_HOME", "/s"), "XDG_RUNTIME_DIR", "/run/user/1000");
+    let config = resolve("", &around).unwrap();
+    assert_eq!(config.state_dir, Path::new("/var/lib/vmkeep"));
+    assert_eq!(config.socket, Path::new("/run/vmkeep/vmkeepd.sock"));
+    assert_eq!(config.connect, "qemu:///system");
+}
+
+#[test]
+fn a_homeless_user_is_told_what_is_missing() {
+    let error = resolve("", &Surroundings { uid: 1000, ..Surroundings::default() }).unwrap_err();
+    assert_eq!(error.code(), codes::MISSING_PARAMETER_IN_CONFIG_FILE);
+    assert!(error.to_string().contains("HOME"), "{error}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let error = resolve("connect = \"qemu:///session\"\n\n[limits]\njobs = 2\nbandwith = \"5M\"\n", &user())
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("bandwith") && text.contains("line 5"), "{text}");
+    assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER);
+    let text = resolve("[limit]\njobs = 2\n", &user()).unwrap_err().to_string();
+    assert!(text.contains("`limit`") && text.contains("line 1"), "{text}");
+}
+
+#[test]
+fn a_wrong_value_is_named() {
+    for (text, word) in [
+        ("[limits]\njobs = 0", "limits.jobs"),
+        ("[limits]\nmemory = \"lots\"", "limits.memory"),
+        ("[log]\nformat = \"xml\"", "xml"),
+        ("[targets]\nroots = []", "targets.roots"),
+        ("[targets]\nroots = [\"backups\"]", "absolute"),
+        ("[targets]\nroots = [\"/srv/../etc\"]", "absolute"),
+        ("state_dir = \"here\"", "state_dir"),
+        ("state_dir = 7", "line 1"),
+        ("this is not TOML", "line 1"),
+    ] {
+        let error = resolve(text, &user()).unwrap_err();
+        assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{text}");
+        assert!(error.to_string().contains(word), "{text}: {error}");
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
+    let file = File::parse("connect = \"test:///default\"\nstate_dir = \"/file\"\n", Path::new("f")).unwrap();
+    let around = with(user(), "VMKEEP_STATE_DIR", "/env");
+    let config = Config::resolve(file.clone(), None, &Overrides::default(), &around).unwrap();
+    assert_eq!((config.state_dir.to_str(), config.connect.as_str()), (Some("/env"), "test:///default"));
+    let overrides = Overrides {
+        state_dir: Some("/flag".into()),
+        connect: Some("qemu:///session".into()),
+        ..Overrides::default()
+    };
+    let config = Config::resolve(file, None, &overrides, &around).unwrap();
+    assert_eq!((config.state_dir.to_str(), config.connect.as_str()), (Some("/flag"), "qemu:///session"));
+}
+
+#[test]
+fn a_remote_hypervisor_is_refused_with_a_code() {
+    for uri in [
+        "qemu+ssh://host/system",
+        "qemu+ssh:///system",
+        "qemu://host/system",
+        "qemu+tls://host/system",
+        "qemu+tcp:///system",
+        "qemu+libssh2://host/system",
+        "qemu+ext://host/system",
+    ] {
+        let error = check_uri(uri).unwrap_err();
+        assert_eq!(error.code(), codes::REMOTE_HYPERVISOR, "{uri}");
+        assert!(!Fault::from(error).remedy.is_empty());
+    }
+    for uri in [
+        "qemu:///system",
+        "qemu:///session",
+        "qemu:///embed?root=/x",
+        "qemu+unix:///session?socket=/x/y",
+        "test:///default",
+    ] {
+        check_uri(uri).unwrap();
+    }
+    for uri in ["", "system", "xen:///system", "lxc:///"] {
+        assert_eq!(check_uri(uri).unwrap_err().code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{uri}");
+    }
+}
+
+#[test]
+fn a_socket_path_too_long_for_a_socket_is_refused_before_anything_starts() {
+    let text = format!("socket = \"/{}\"", "s".repeat(107));
+    assert!(resolve(&text, &user()).unwrap_err().to_string().contains("107 bytes"));
+    assert!(resolve(&format!("socket = \"/{}\"", "s".repeat(106)), &user()).is_ok());
+}
+
+#[test]
+fn a_file_that_was_named_must_exist_and_the_usual_one_need_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let around = with(user(), "XDG_CONFIG_HOME", dir.path().to_str().unwrap());
+    assert_eq!(Config::load(&Overrides::default(), &around).unwrap().file, None);
+    let named = Overrides { config: Some(dir.path().join("none.toml")), ..Overrides::default() };
+    let error = Config::load(&named, &around).unwrap_err();
+    assert_eq!(error.code(), codes::CANNOT_FIND_CONFIGURATION_ENTRY);
+    std::fs::create_dir(dir.path().join("vmkeep")).unwrap();
+    std::fs::write(dir.path().join("vmkeep/vmkeep.toml"), "[limits]\njobs = 9\n").unwrap();
+    assert_eq!(Config::load(&Overrides::default(), &around).unwrap().limits.jobs, 9);
+}
+
+#[test]
+fn restored_images_go_below_an_allowed_root() {
+    let config = resolve("[targets]\nroots = [\"/srv/b\"]\nrestore = \"/srv/b/images\"", &user()).unwrap();
+    assert_eq!(config.roots, [Path::new("/srv/b")]);
+    let config = resolve("[targets]\nroots = [\"/srv/b\"]", &user()).unwrap();
+    assert_eq!(config.roots.len(), 2);
+    assert!(config.roots.contains(&config.restore_dir));
+}

@@ -1,0 +1,4 @@
+//! The daemon.
+
+pub mod logs;
+pub mod notify;

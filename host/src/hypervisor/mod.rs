@@ -1,0 +1,319 @@
+//! The adapter: libvirt as the steps see it.
+//!
+//! Invariants:
+//! - no libvirt call runs on an async thread, and none is waited for without end, except where waiting is the point (a
+//!   snapshot with memory takes as long as it takes, and has a call that ends it);
+//! - a call that was given up is *not forgotten*: it stays in the client's list of calls in flight, and
+//!   [`Hypervisor::stragglers`] speaks of it until it has returned or can no longer take effect;
+//! - what returns `Ok` and claims to be durable is: libvirt fsyncs the files of its definitions but not their folder,
+//!   so the folder is fsynced here ([`folders`]);
+//! - what a caller reads of QEMU comes from QEMU's monitor ([`graph`]), never from a definition.
+//!
+//! What changes a guest's disks is in [`changes`], how calls are made and timed in [`calls`].
+
+mod calls;
+mod changes;
+mod definition;
+mod folders;
+mod graph;
+mod marker;
+mod observe;
+mod stragglers;
+mod trouble;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use vmkeep_libvirt::flags::{
+    CreateFlags, DestroyFlags, ImpactFlags, JobStatsFlags, ListFlags, SaveFlags, SaveImageXmlFlags,
+    UndefineFlags,
+};
+use vmkeep_libvirt::{Client, ClientOptions, Status};
+use vmkeep_steps::hypervisor::{
+    Commit, Control, Definition, DiskChange, DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult,
+    Hypervisor, MARKER_NAMESPACE, Marker, NewIdentity, Observation, Qemu, RunState, Take, Trouble,
+};
+
+/// libvirt on this host. Cheap to clone; clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Libvirt {
+    client: Client,
+    began: Arc<Began>,
+}
+
+/// When this process began to make calls: what its predecessor left behind is older.
+#[derive(Debug)]
+struct Began {
+    at: Instant,
+    /// Clock ticks since boot, as the kernel counts a process's start.
+    tick: Option<u64>,
+}
+
+impl Libvirt {
+    /// Begins to connect and returns at once.
+    ///
+    /// # Errors
+    /// When the URI makes no sense.
+    pub fn start(uri: &str) -> HvResult<Self> {
+        let client = Client::start(uri, ClientOptions::default()).map_err(|e| trouble::of(&e))?;
+        let tick = vmkeep_libvirt::ProcessId::of(std::process::id()).ok().map(|process| process.start);
+        Ok(Self { client, began: Arc::new(Began { at: Instant::now(), tick }) })
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether there is a connection, and why not.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn reachable(&self) -> HvResult<()> {
+        match self.client.status() {
+            Status::Connected { .. } => Ok(()),
+            Status::Disconnected { error: Some(error) } => {
+                Err(HvError::new(Trouble::Unreachable, error.message.clone()))
+            }
+            Status::Disconnected { error: None } => {
+                Err(HvError::new(Trouble::Unreachable, "the connection is being made"))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    async fn environment(&self) -> HvResult<BTreeMap<String, String>> {
+        let mut facts = BTreeMap::new();
+        if let Ok(boot) = vmkeep_libvirt::instance::boot_id() {
+            facts.insert("boot".to_owned(), boot);
+        }
+        let Status::Connected { instance, .. } = self.client.status() else {
+            self.reachable()?;
+            return Ok(facts);
+        };
+        if let Some(daemon) = instance {
+            facts.insert("libvirtd".to_owned(), calls::instance_name(&daemon.process));
+        }
+        let versions = self.look("versions", |c| Ok((c.lib_version()?, c.hypervisor_version()?))).await?;
+        facts.insert("libvirt".to_owned(), versions.0.to_string());
+        facts.insert("qemu".to_owned(), versions.1.to_string());
+        Ok(facts)
+    }
+
+    async fn domains(&self) -> HvResult<Vec<DomainRef>> {
+        let list = self
+            .look("list domains", |c| {
+                let all = c.domains(ListFlags::NONE)?;
+                Ok(all.iter().map(|d| (d.uuid(), d.name().to_owned())).collect::<Vec<_>>())
+            })
+            .await?;
+        let mut list: Vec<DomainRef> =
+            list.into_iter().map(|(uuid, name)| DomainRef { id: DomainId(uuid), name }).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    async fn find(&self, name: &str) -> HvResult<DomainRef> {
+        let all = self.domains().await?;
+        observe::pick(name, &all)
+    }
+
+    async fn observe(&self, domain: &DomainId) -> HvResult<Observation> {
+        self.observe_all(domain).await
+    }
+
+    async fn state(&self, domain: &DomainId) -> HvResult<RunState> {
+        self.glance(domain, "state", |d| d.state()).await.map(observe::run_state)
+    }
+
+    async fn qemu(&self, domain: &DomainId) -> HvResult<Option<Qemu>> {
+        self.ask_qemu(domain).await
+    }
+
+    async fn control(&self, domain: &DomainId) -> HvResult<Control> {
+        let control = self.glance(domain, "control", |d| d.control()).await?;
+        Ok(match control {
+            vmkeep_libvirt::Control::Idle => Control::Idle,
+            vmkeep_libvirt::Control::Busy { for_ms } => Control::Busy { for_ms },
+            vmkeep_libvirt::Control::Broken => Control::Broken,
+        })
+    }
+
+    async fn domain_job(&self, domain: &DomainId) -> HvResult<Option<DomainJob>> {
+        let stats = self.look_at(domain, "job", |d| d.job_stats(JobStatsFlags::NONE)).await?;
+        Ok(observe::domain_job(&stats))
+    }
+
+    async fn abort_domain_job(&self, domain: &DomainId) -> HvResult<()> {
+        match self.urgent(domain, "abort the job", |d| d.abort_job()).await {
+            // Nothing to abort: "no job is active on the domain".
+            Err(e) if e.trouble == Trouble::Refused && e.message.contains("no job is active") => Ok(()),
+            Err(e) if e.trouble == Trouble::NotRunning => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn stragglers(&self, domain: &DomainId) -> HvResult<Option<String>> {
+        self.find_stragglers(domain).await
+    }
+
+    async fn redefine_disks(&self, domain: &DomainId, change: &DiskChange) -> HvResult<()> {
+        self.change_disks(domain, change.clone()).await
+    }
+
+    async fn sync_definitions(&self) -> HvResult<()> {
+        self.sync_folders().await
+    }
+
+    async fn set_marker(&self, domain: &DomainId, marker: &Marker) -> HvResult<()> {
+        let xml = marker::write(marker).map_err(|e| definition::broken(&e))?;
+        self.change(domain, "set the marker", move |d| {
+            let impact = ImpactFlags::CONFIG.with(ImpactFlags::LIVE, d.is_active()?);
+            d.set_metadata(MARKER_NAMESPACE, marker::PREFIX, Some(&xml), impact)
+        })
+        .await?;
+        self.sync_folders().await
+    }
+
+    async fn set_hold(&self, domain: &DomainId, marker: &Marker) -> HvResult<()> {
+        let xml = marker::write(marker).map_err(|e| definition::broken(&e))?;
+        self.urgent(domain, "set the hold", move |d| {
+            d.set_metadata(MARKER_NAMESPACE, marker::PREFIX, Some(&xml), ImpactFlags::LIVE)
+        })
+        .await
+    }
+
+    async fn clear_marker(&self, domain: &DomainId) -> HvResult<()> {
+        self.change(domain, "remove the marker", |d| {
+            let live = d.is_active()?;
+            let kept = d.is_persistent()?;
+            let impact = ImpactFlags::NONE.with(ImpactFlags::CONFIG, kept).with(ImpactFlags::LIVE, live);
+            let there = |impact: ImpactFlags| Ok(d.metadata(MARKER_NAMESPACE, impact)?.is_some());
+            let found = (kept && there(ImpactFlags::CONFIG)?) || (live && there(ImpactFlags::LIVE)?);
+            if found { d.set_metadata(MARKER_NAMESPACE, marker::PREFIX, None, impact) } else { Ok(()) }
+        })
+        .await?;
+        self.sync_folders().await
+    }
+
+    async fn take(&self, domain: &DomainId, take: &Take) -> HvResult<()> {
+        self.take_snapshot(domain, take.clone()).await
+    }
+
+    async fn suspend(&self, domain: &DomainId) -> HvResult<()> {
+        self.urgent(domain, "suspend", |d| d.suspend()).await
+    }
+
+    async fn resume(&self, domain: &DomainId) -> HvResult<()> {
+        self.urgent(domain, "resume", |d| {
+            if observe::run_state(d.state()?) == RunState::Running { Ok(()) } else { d.resume() }
+        })
+        .await
+    }
+
+    async fn freeze_state(&self, domain: &DomainId) -> HvResult<FreezeState> {
+        let answer = self
+            .look_at(domain, "ask the agent", |d| {
+                d.agent_command(r#"{"execute":"guest-fsfreeze-status"}"#, Some(calls::AGENT_SECS))
+            })
+            .await?;
+        observe::freeze_state(&answer)
+    }
+
+    async fn freeze(&self, domain: &DomainId) -> HvResult<u32> {
+        self.change(domain, "freeze", |d| d.fs_freeze(&[])).await
+    }
+
+    async fn thaw(&self, domain: &DomainId) -> HvResult<u32> {
+        self.urgent(domain, "thaw", |d| d.fs_thaw()).await
+    }
+
+    async fn commit_begin(&self, domain: &DomainId, commit: &Commit) -> HvResult<()> {
+        self.begin_commit(domain, commit.clone()).await
+    }
+
+    async fn commit_pivot(&self, domain: &DomainId, commit: &Commit) -> HvResult<()> {
+        self.pivot_commit(domain, commit.clone()).await
+    }
+
+    async fn commit_abort(&self, domain: &DomainId, commit: &Commit) -> HvResult<()> {
+        self.abort_commit(domain, commit.clone()).await
+    }
+
+    async fn close_unused(&self, domain: &DomainId, files: &[PathBuf]) -> HvResult<()> {
+        self.close_files(domain, files.to_vec()).await
+    }
+
+    async fn memory_image_definition(&self, path: &Path) -> HvResult<String> {
+        let path = definition::path_text(path)?.to_owned();
+        self.look("read the memory image", move |c| c.save_image_xml(&path, SaveImageXmlFlags::SECURE)).await
+    }
+
+    async fn define_new(&self, xml: &str) -> HvResult<DomainRef> {
+        self.define_another(xml.to_owned()).await
+    }
+
+    async fn undefine(&self, domain: &DomainId) -> HvResult<()> {
+        let removed = self
+            .change(domain, "undefine", |d| {
+                if d.is_active()? {
+                    return Ok(false);
+                }
+                // Without flags libvirt refuses as long as anything else hangs on the definition.
+                d.undefine(UndefineFlags::NONE).map(|()| true)
+            })
+            .await;
+        match removed {
+            Ok(true) => self.sync_folders().await,
+            Ok(false) => Err(HvError::new(Trouble::Busy, "the domain runs")),
+            Err(e) if e.trouble == Trouble::NoSuchDomain => self.sync_folders().await,
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn start(&self, domain: &DomainId, paused: bool) -> HvResult<()> {
+        self.change(domain, "start", move |d| {
+            if d.is_active()? {
+                return Ok(());
+            }
+            d.start(CreateFlags::NONE.with(CreateFlags::PAUSED, paused))
+        })
+        .await
+    }
+
+    async fn start_from_memory(&self, image: &Path, xml: &str, paused: bool) -> HvResult<()> {
+        let path = definition::path_text(image)?.to_owned();
+        let xml = xml.to_owned();
+        self.change_anything("start from memory", move |c| {
+            let flags = if paused { SaveFlags::PAUSED } else { SaveFlags::RUNNING };
+            c.restore(&path, Some(&xml), flags)
+        })
+        .await
+    }
+
+    async fn destroy(&self, domain: &DomainId) -> HvResult<()> {
+        let ended =
+            self.change(domain, "destroy", |d| {
+                if d.is_active()? { d.destroy(DestroyFlags::NONE) } else { Ok(()) }
+            })
+            .await;
+        match ended {
+            Err(e) if e.trouble == Trouble::NotRunning => Ok(()),
+            other => other,
+        }
+    }
+
+    fn rewrite_definition(&self, xml: &str, identity: &NewIdentity) -> HvResult<String> {
+        definition::rewrite(xml, identity)
+    }
+
+    fn parse_definition(&self, xml: &str) -> HvResult<Definition> {
+        definition::read(xml)
+    }
+}

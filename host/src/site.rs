@@ -1,0 +1,70 @@
+//! What the API needs of this host besides the engine: its domains, its backups, and orders made from requests.
+//!
+//! A trait, so that the API can be proven over a real socket with a host of its own making.
+
+use async_trait::async_trait;
+use serde_json::Value;
+use vmkeep_workflow::{Fault, Subject, WorkflowName};
+
+use crate::api::types::{
+    BackupDetail, BackupRow, DomainRow, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
+};
+
+/// A request translated for the engine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// The recipe.
+    pub workflow: WorkflowName,
+    /// What is locked.
+    pub subject: Subject,
+    /// The recipe's options, with all defaults filled in.
+    pub options: Value,
+    /// Further limits that the job counts against: the root it writes to.
+    pub limits: Vec<String>,
+}
+
+/// A host with domains and backups.
+#[async_trait]
+pub trait Site: Send + Sync + 'static {
+    /// Whether the hypervisor answers.
+    async fn libvirt(&self) -> LibvirtStatus;
+
+    /// The domains, by name, without what only the engine knows.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer.
+    async fn domains(&self) -> Result<Vec<DomainRow>, Fault>;
+
+    /// The order for a backup.
+    ///
+    /// # Errors
+    /// When the domain is unknown or the request makes no sense.
+    async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault>;
+
+    /// The order for a restore.
+    ///
+    /// # Errors
+    /// When the backup is unknown or the request makes no sense.
+    async fn restore(&self, request: &RestoreRequest) -> Result<Order, Fault>;
+
+    /// The order for reading a backup again.
+    ///
+    /// # Errors
+    /// When the backup is unknown.
+    async fn verify(&self, backup: &str) -> Result<Order, Fault>;
+
+    /// The backups below all roots, newest first. What could not be read comes along as warnings.
+    ///
+    /// # Errors
+    /// When no root could be read.
+    async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault>;
+
+    /// One backup.
+    ///
+    /// # Errors
+    /// When it is unknown or its manifest cannot be read.
+    async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault>;
+
+    /// What would make backups fail here.
+    async fn doctor(&self) -> Vec<Finding>;
+}
