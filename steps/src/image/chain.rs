@@ -208,7 +208,7 @@ fn backing_of(element: &Element) -> Result<Option<(PathBuf, Format)>, ChainError
 }
 
 /// A backing name as QEMU reads it; `None` if it is no file name.
-fn resolve(image: &Path, name: &str) -> Option<PathBuf> {
+pub(crate) fn resolve(image: &Path, name: &str) -> Option<PathBuf> {
     if let Some(path) = name.strip_prefix("file:") {
         // Relative to QEMU's own working folder, which is nobody's wish.
         return path.starts_with('/').then(|| PathBuf::from(path));

@@ -2,7 +2,8 @@
 //!
 //! **Names.** QEMU reads `nbd:…`, `json:…`, `fat:…` and any other `word:` before the first slash as a protocol, and
 //! `qemu-img` reads a leading `-` as an option. An *absolute* path is neither, whatever it contains. So every image is
-//! given by an absolute path, after `--`, and anything else is refused ([`QemuImgError::NotAbsolute`]). Names that are
+//! given by an absolute path, after `--`, and anything else is refused ([`QemuImgError::NotAbsolute`]); or, to keep what
+//! it stands on shut, inside a JSON description that a JSON library wrote. Names that are
 //! only to be recorded, not opened now (`rebase` to a relative name), are single components without a colon.
 //!
 //! **Formats** are always given. A raw disk belongs to a guest, who may write a qcow2 header into its first sector
@@ -54,6 +55,12 @@ pub enum QemuImgError {
     /// Only absolute paths are safe from being taken for something else.
     #[error("{path:?} is not an absolute path")]
     NotAbsolute {
+        /// As given.
+        path: PathBuf,
+    },
+    /// QEMU takes options as JSON, which is UTF-8.
+    #[error("{path:?} is not valid UTF-8")]
+    NotUtf8 {
         /// As given.
         path: PathBuf,
     },
@@ -208,13 +215,20 @@ impl QemuImg {
         sync(image)
     }
 
-    /// Checks an image. Damage is in the report, not an error; raw images have nothing to check.
+    /// Checks an image by itself: what it stands on is not opened, whatever its header names. Damage is in the report,
+    /// not an error; raw images have nothing to check.
     pub fn check(&self, image: &Path, format: Format, limit: Duration) -> Result<CheckReport, QemuImgError> {
         if format == Format::Raw {
             return Ok(CheckReport::default());
         }
-        let call =
-            Call::new("check", "check", image)?.words(["--output=json", "-f", format.as_str()]).image();
+        let mut call = Call::new("check", "check", image)?.words(["--output=json", "--"]);
+        let Some(path) = image.to_str() else {
+            return Err(QemuImgError::NotUtf8 { path: image.to_owned() });
+        };
+        // The one place where the image is not given by its path: only so can the backing file be kept shut.
+        let file = serde_json::json!({ "driver": "file", "filename": path });
+        let options = serde_json::json!({ "driver": format.as_str(), "backing": null, "file": file });
+        call = call.words([format!("json:{options}")]);
         let done = self.run(&call, limit, &never)?;
         match done.status.code() {
             // 2: damaged, 3: leaked clusters. Both come with a report.

@@ -97,7 +97,7 @@ impl Finished {
 
 const MOST_OUTPUT: usize = 16 << 20;
 /// How often a request to stop is looked for.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_millis(20);
 /// How long a killed helper may take to be gone.
 const DYING: Duration = Duration::from_secs(10);
 

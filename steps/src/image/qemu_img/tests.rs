@@ -135,6 +135,16 @@ fn a_missing_image_or_program_is_an_error_with_its_reason() {
 }
 
 #[test]
+fn a_check_opens_nothing_but_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, image) = (dir.path().join("base"), dir.path().join("a"));
+    raw(&base, 4 << 20);
+    qemu().create_overlay(&image, &base, Format::Raw, 4 << 20).unwrap();
+    std::fs::remove_file(&base).unwrap();
+    assert!(qemu().check(&image, Format::Qcow2, Duration::from_secs(60)).unwrap().sound());
+}
+
+#[test]
 fn leaked_clusters_do_not_make_an_image_unsound() {
     assert!(CheckReport { leaks: 3, ..CheckReport::default() }.sound());
     assert!(!CheckReport { corruptions: 1, ..CheckReport::default() }.sound());
