@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #define CHUNK MIB
@@ -153,8 +154,15 @@ static void *mem_writer(void *arg) {
     return NULL;
 }
 
+/* The kernel would end the first process for want of memory, and the guest with it. */
+static bool has_memory(uint64_t bytes) {
+    struct sysinfo info;
+    return sysinfo(&info) == 0 && bytes + 16 * MIB <= (uint64_t)info.freeram * info.mem_unit;
+}
+
 static const char *mem(char **args) {
     uint64_t generation = ++mem_generation; /* ends the writer before */
+    if (!has_memory(number(args[1]) * MIB)) return fail("the guest has not that much memory");
     struct mem_job *job = calloc(1, sizeof *job);
     *job = (struct mem_job){generation, number(args[1]) * MIB, number(args[2]) * MIB};
     if (!job->bytes) return free(job), ok("stopped");
@@ -171,6 +179,7 @@ static const char *hold(char **args) {
     held_bytes = number(args[1]) * MIB;
     held_seed = number(args[2]);
     if (!held_bytes) return ok("nothing");
+    if (!has_memory(held_bytes)) return fail("the guest has not that much memory");
     held = mmap(NULL, held_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (held == MAP_FAILED) return held = NULL, fail("%s", strerror(errno));
     pattern(held, 0, held_bytes, held_seed);

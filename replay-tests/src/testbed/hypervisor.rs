@@ -1,17 +1,15 @@
 //! A private session libvirtd in a folder of its own.
 //!
 //! A session daemon keeps everything below the XDG folders, so private ones make a private hypervisor: it sees no
-//! other domain and nobody sees its own. Three traps shape this module:
+//! other domain and nobody sees its own. Two traps shape this module:
 //! - A Unix socket's path has at most 108 bytes, and libvirt's are long: a folder with a long path is refused.
 //! - libvirt's clients start a session daemon when they find none. In a test that has just killed it, that would
 //!   be a second, unasked-for one; so [`Hypervisor::env`] forbids it, and the end of a test bed looks for daemons
 //!   by their folder, not only for the one that it started.
-//! - Asking QEMU what it can do takes seconds for each new cache folder. The answers (which libvirt checks against
-//!   the QEMU binary before it believes them) are kept and given to the next test bed.
 
 use super::{
+    command::run,
     error::{Error, IoContext, Result},
-    parts::cache_folders,
     process::{Process, ProcessId, Role, end_all, processes_of, until},
     state::State,
     user::TestUser,
@@ -38,7 +36,6 @@ use std::{
 const LONGEST_FOLDER: usize = 24;
 const FOLDERS: [&str; 10] =
     ["run", "config", "config/libvirt", "cache", "data", "state", "home", "images", "serial", "log"];
-const CAPABILITIES: &str = "cache/libvirt/qemu/cache/capabilities";
 const URI: &str = "qemu:///session";
 
 /// Whether `/dev/kvm` is covered up for the hypervisor.
@@ -189,7 +186,7 @@ impl Hypervisor {
         }
         let no_kvm = self.dir().join("log/no-kvm");
         fs::write(&no_kvm, "").doing("write", &no_kvm)?;
-        fs::set_permissions(&no_kvm, fs::Permissions::from_mode(0)).doing("close", &no_kvm)?;
+        fs::set_permissions(&no_kvm, fs::Permissions::from_mode(0o0)).doing("close", &no_kvm)?;
         self.give_to_user(self.dir(), 6)
     }
 
@@ -205,30 +202,6 @@ impl Hypervisor {
             }
         }
         Ok(())
-    }
-
-    /// Copies libvirt's notes about QEMU from (`load`) or to the cache. Merely an optimisation: failures are no harm.
-    fn seed_capabilities(&self, load: bool) {
-        let here = self.dir().join(CAPABILITIES);
-        let Some(folder) = cache_folders().into_iter().next() else { return };
-        let kept = folder.join(format!("capabilities-{}", self.user().uid));
-        let (from, to) = if load { (&kept, &here) } else { (&here, &kept) };
-        // What another user could have written is not given to this one.
-        let trusted =
-            |meta: fs::Metadata| [self.user().uid, rustix::process::geteuid().as_raw()].contains(&meta.uid());
-        if !fs::metadata(from).is_ok_and(trusted) || fs::create_dir_all(to).is_err() {
-            return;
-        }
-        for entry in fs::read_dir(from).into_iter().flatten().flatten() {
-            let (name, unfinished) =
-                (to.join(entry.file_name()), to.join(format!(".{}", std::process::id())));
-            if fs::copy(entry.path(), &unfinished).is_ok() {
-                let _ = fs::rename(&unfinished, &name);
-            }
-        }
-        if load {
-            let _ = self.give_to_user(&self.dir().join("cache"), 6);
-        }
     }
 
     /// The folder of everything.
@@ -479,21 +452,6 @@ impl Drop for Inner {
             eprintln!("test bed: {error}");
         }
     }
-}
-
-/// Runs a command to its end; its standard output, without the last line's end.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|source| Error::Spawn { program, source })?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
-    }
-    let both = [&output.stderr[..], &output.stdout[..]].concat();
-    Err(Error::Command {
-        command: format!("{command:?}"),
-        status: output.status.to_string(),
-        output: String::from_utf8_lossy(&both).trim().to_owned(),
-    })
 }
 
 /// Root always can; others need name spaces of users, which some hosts forbid.

@@ -2,8 +2,9 @@
 
 use super::{
     MIB,
+    command::{line_of, run},
     error::{Error, IoContext, Result},
-    hypervisor::{Hypervisor, run},
+    hypervisor::Hypervisor,
 };
 use serde::Deserialize;
 use std::{
@@ -85,7 +86,7 @@ pub fn images_equal(a: &Path, b: &Path) -> Result<std::result::Result<(), String
         Some(0) => Ok(Ok(())),
         Some(1) => Ok(Err(text)),
         _ => Err(Error::Command {
-            command: format!("{command:?}"),
+            command: line_of(&command),
             status: output.status.to_string(),
             output: text,
         }),

@@ -27,7 +27,9 @@
 //! - Waiting is always for a condition and up to a deadline, never for a time.
 //! - Nothing here uses vmkeep's own code. It asks `virsh`, `qemu-img`, QEMU's monitor and `/proc`.
 
+mod capabilities;
 mod channel;
+mod command;
 mod console;
 mod error;
 mod guest;

@@ -2,8 +2,9 @@
 
 use super::{
     MIB,
+    command::run,
     error::{IoContext, Result},
-    hypervisor::{Hypervisor, run},
+    hypervisor::Hypervisor,
     image::{Format, create, import_raw, write_raw},
     parts::GuestParts,
 };
