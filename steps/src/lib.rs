@@ -3,4 +3,5 @@
 pub mod codes;
 pub mod hypervisor;
 pub mod image;
+pub mod manifest;
 pub mod snapshot;

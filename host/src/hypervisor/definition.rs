@@ -158,6 +158,8 @@ fn devices(xml: &DomainXml) -> Result<Devices, XmlError> {
     }
     Ok(Devices {
         memory: xml.memory()?,
+        machine: os.as_ref().and_then(|os| os.machine.clone()),
+        arch: os.as_ref().and_then(|os| os.arch.clone()),
         nvram: variables,
         tpm: !xml.tpms().is_empty(),
         agent: xml.has_agent_channel(),

@@ -118,6 +118,12 @@ pub struct DiskDef {
 pub struct Devices {
     /// Memory in bytes.
     pub memory: u64,
+    /// The machine type; in a live definition the exact one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// The processor architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
     /// The file of UEFI variables, or a note that there is one.
     pub nvram: Option<String>,
     /// An emulated TPM with state of its own.

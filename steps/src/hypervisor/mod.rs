@@ -18,6 +18,7 @@
 
 mod definition;
 mod error;
+mod local;
 mod marker;
 mod observation;
 mod storage;
@@ -29,6 +30,7 @@ use async_trait::async_trait;
 
 pub use definition::{Backing, Definition, Devices, DiskDef, DiskDevice, DiskSource, Layer};
 pub use error::{HvError, HvResult, Trouble};
+pub use local::LocalStorage;
 pub use marker::{Hold, Marker, NAMESPACE as MARKER_NAMESPACE};
 pub use observation::{
     BlockJob, BlockJobKind, Control, DomainId, DomainJob, DomainRef, FreezeState, Mirror, Observation,

@@ -85,6 +85,35 @@ pub fn look(path: &Path) -> std::io::Result<MemoryFile> {
     }
 }
 
+/// What the header of a memory image tells of its form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Form {
+    /// The header's version.
+    pub version: u32,
+    /// How the stream is written.
+    pub compression: String,
+}
+
+/// Reads the form of a whole image: version and compression stand in the byte order of the host that wrote it.
+#[must_use]
+pub fn form(header: &[u8; 32]) -> Form {
+    let field = |at: usize| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&header[at..at + 4]);
+        u32::from_ne_bytes(bytes)
+    };
+    let compression = match field(28) {
+        0 => "raw",
+        1 => "gzip",
+        2 => "bzip2",
+        3 => "xz",
+        4 => "lzop",
+        5 => "zstd",
+        _ => "unknown",
+    };
+    Form { version: field(16), compression: compression.to_owned() }
+}
+
 /// Looks at a memory file and makes it durable, with its name, if it is whole. libvirt syncs what QEMU writes, but
 /// neither the header that it changes afterwards nor the folder. Blocks.
 ///
@@ -120,6 +149,15 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             assert_eq!(look(&path).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn the_form_is_read_from_the_header() {
+        let mut header = [0; 32];
+        header[..16].copy_from_slice(WHOLE);
+        header[16..20].copy_from_slice(&2_u32.to_ne_bytes());
+        header[28..32].copy_from_slice(&0_u32.to_ne_bytes());
+        assert_eq!(form(&header), Form { version: 2, compression: "raw".to_owned() });
     }
 
     #[test]

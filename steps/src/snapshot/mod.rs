@@ -12,17 +12,21 @@
 //! | [`safety`] | setting a guest free that we hold, without a journal |
 //! | [`mark`], [`overlay`], [`switch`] | the preparations |
 //! | [`freeze`], [`take`], [`memory`] | the act |
-//! | `copy`, `publish` | the backup |
+//! | [`folder`], [`copy`], [`growth`], [`publish`] | the backup |
 //! | [`commit`], [`pivot`], [`tidy`] | the way back |
 
 pub mod commit;
+pub mod copy;
 pub mod disk;
 pub mod fence;
+pub mod folder;
 pub mod freeze;
+pub mod growth;
 pub mod mark;
 pub mod memory;
 pub mod overlay;
 pub mod pivot;
+pub mod publish;
 pub mod safety;
 pub mod stand;
 pub mod switch;
@@ -34,6 +38,7 @@ use std::sync::Arc;
 use vmkeep_workflow::{Code, Fault, Verdict};
 
 use crate::hypervisor::{DomainId, HvError, Hypervisor, Observation, Storage};
+use crate::image::root::Roots;
 
 /// The world that the steps work in.
 #[derive(Clone)]
@@ -58,6 +63,13 @@ impl World {
             .await
             .map_err(|e| e.fault(code, "look at the domain", domain.to_string()))
     }
+}
+
+/// Where backups may be written.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The configured roots.
+    pub roots: Arc<Roots>,
 }
 
 /// What a probe says when it could not look.

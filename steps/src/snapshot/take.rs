@@ -23,6 +23,7 @@ use super::stand::Stand;
 use super::{World, cannot_look, fence, safety};
 use crate::codes;
 use crate::hypervisor::{DomainRef, Hold, HvError, Marker, Observation, RunState, Take, Trouble};
+use crate::image::copy::Identity;
 
 /// How often the progress of the memory is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -67,6 +68,9 @@ pub struct TakeOutput {
     /// Why there is none although one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub without_memory: Option<String>,
+    /// The images that stand still from now on, as they are; nothing below them was ever written to.
+    #[serde(default)]
+    pub frozen: Vec<(PathBuf, Identity)>,
     /// Milliseconds for which this step stopped the guest on purpose.
     #[serde(default)]
     pub paused_ms: u64,
@@ -317,12 +321,25 @@ impl TakeSnapshot {
             Where::Overlays if same_process(&seen, input) => {}
             _ => return Err(restarted(input).in_doubt()),
         }
-        let mut output = TakeOutput { at: Timestamp::now(), memory: None, without_memory, paused_ms };
-        let Some(wanted) = &input.memory else { return Ok(output) };
-        let path = wanted.file.clone();
-        let file = tokio::task::spawn_blocking(move || memory::settle(&path)).await;
+        let at = Timestamp::now();
+        let (bases, file) = (input.disks.iter().map(|disk| disk.base.path.clone()), input.memory.clone());
+        let bases: Vec<PathBuf> = bases.collect();
+        let looked = tokio::task::spawn_blocking(move || {
+            let frozen: std::io::Result<Vec<_>> =
+                bases.into_iter().map(|path| Identity::at(&path).map(|is| (path, is))).collect();
+            (frozen, file.map(|file| memory::settle(&file.file)))
+        })
+        .await;
+        let cannot = |cause: String| {
+            let object = input.domain.name.clone();
+            Fault::transient(codes::CANNOT_TAKE_SNAPSHOT, "look at what was taken", object, cause).in_doubt()
+        };
+        let (frozen, file) = looked.map_err(|e| cannot(e.to_string()))?;
+        let frozen = frozen.map_err(|e| cannot(e.to_string()))?;
+        let mut output = TakeOutput { at, memory: None, without_memory, frozen, paused_ms };
+        let (Some(wanted), Some(file)) = (&input.memory, file) else { return Ok(output) };
         match (file, wanted.limits.if_slow) {
-            (Ok(Ok(MemoryFile::Whole)), _) if output.without_memory.is_none() => {
+            (Ok(MemoryFile::Whole), _) if output.without_memory.is_none() => {
                 output.memory = Some(wanted.file.clone());
                 Ok(output)
             }
