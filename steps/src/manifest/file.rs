@@ -161,23 +161,19 @@ fn check(m: &Manifest) -> Result<(), String> {
             return Err(format!("{name:?} cannot stand on another image"));
         }
     }
-    let with_role = |name: &Component, roles: &[Role]| {
-        let file = m.file(name).filter(|f| roles.contains(&f.role));
-        file.ok_or_else(|| format!("{name} is not among the files"))
-    };
-    with_role(&m.definition.inactive, &[Role::Definition])?;
+    with_role(m, &m.definition.inactive, &[Role::Definition])?;
     if let Some(live) = &m.definition.live {
-        with_role(live, &[Role::Definition])?;
+        with_role(m, live, &[Role::Definition])?;
     }
     if let Some(memory) = m.memory.saved() {
-        with_role(&memory.file, &[Role::Memory])?;
+        with_role(m, &memory.file, &[Role::Memory])?;
     }
     let mut targets = HashSet::new();
     for disk in &m.disks {
         if !targets.insert(disk.target.as_str()) {
             return Err(format!("two disks are called {:?}", disk.target));
         }
-        check_chain(m, disk, &with_role)?;
+        check_chain(m, disk)?;
     }
     for left in &m.left_out {
         if targets.contains(left.target.as_str()) {
@@ -187,11 +183,12 @@ fn check(m: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-fn check_chain<'m>(
-    m: &'m Manifest,
-    disk: &super::model::Disk,
-    with_role: &dyn Fn(&Component, &[Role]) -> Result<&'m FileEntry, String>,
-) -> Result<(), String> {
+fn with_role<'m>(m: &'m Manifest, name: &Component, roles: &[Role]) -> Result<&'m FileEntry, String> {
+    let file = m.file(name).filter(|f| roles.contains(&f.role));
+    file.ok_or_else(|| format!("{name} is not among the files"))
+}
+
+fn check_chain(m: &Manifest, disk: &super::model::Disk) -> Result<(), String> {
     let target = &disk.target;
     // A file that comes twice would be a loop; none of a chain's files may, so its length is bounded as well.
     let unique: HashSet<_> = disk.chain.iter().collect();
@@ -200,7 +197,7 @@ fn check_chain<'m>(
     }
     for (i, name) in disk.chain.iter().enumerate() {
         let roles: &[Role] = if i == 0 { &[Role::Disk] } else { &[Role::Base, Role::Disk] };
-        let file = with_role(name, roles)?;
+        let file = with_role(m, name, roles)?;
         if file.backing.as_ref() != disk.chain.get(i + 1) {
             return Err(format!("what {name} of disk {target:?} stands on"));
         }

@@ -58,7 +58,11 @@ fn a_manifest_that_cannot_be_read_is_reported_and_hides_no_other() {
     backup(&good);
     for text in ["{", r#"{"format":"vmkeep-backup","min_reader":99}"#, r#"{"format":"x","min_reader":1}"#] {
         std::fs::write(bad.path().join(MANIFEST), text).unwrap();
-        assert_eq!(kinds(dir.path()), (vec![good.path().to_owned()], vec![bad.path().to_owned()], vec![]), "{text}");
+        assert_eq!(
+            kinds(dir.path()),
+            (vec![good.path().to_owned()], vec![bad.path().to_owned()], vec![]),
+            "{text}"
+        );
     }
     // Elsewhere a `manifest.json` is somebody else's business.
     std::fs::create_dir(dir.path().join("app")).unwrap();

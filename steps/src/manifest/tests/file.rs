@@ -41,8 +41,13 @@ fn the_stored_form_is_the_documented_one() {
     let again: Value = serde_json::from_slice(&to_bytes(&manifest).unwrap()).unwrap();
     let original: Value = serde_json::from_str(json).unwrap();
     assert_eq!(again, original, "the example is not what this program writes");
-    assert!(manifest.unknown.is_empty() && manifest.domain.unknown.is_empty() && manifest.host.unknown.is_empty());
-    assert!(manifest.files.iter().all(|f| f.unknown.is_empty()) && manifest.disks.iter().all(|d| d.unknown.is_empty()));
+    assert!(
+        manifest.unknown.is_empty() && manifest.domain.unknown.is_empty() && manifest.host.unknown.is_empty()
+    );
+    assert!(
+        manifest.files.iter().all(|f| f.unknown.is_empty())
+            && manifest.disks.iter().all(|d| d.unknown.is_empty())
+    );
 }
 
 #[test]
@@ -72,7 +77,9 @@ fn a_newer_form_is_refused_by_its_number_alone() {
 
 #[test]
 fn what_is_no_manifest_is_refused() {
-    for text in ["", "{", "[]", "null", "{}", r#"{"format":"other","min_reader":1}"#, r#"{"format":"vmkeep-backup"}"#] {
+    for text in
+        ["", "{", "[]", "null", "{}", r#"{"format":"other","min_reader":1}"#, r#"{"format":"vmkeep-backup"}"#]
+    {
         assert!(parse(text.as_bytes()).is_err(), "{text}");
     }
     let huge = vec![b' '; (LONGEST + 1) as usize];
@@ -85,7 +92,13 @@ fn what_is_no_manifest_is_refused() {
 fn names_that_are_paths_are_refused_wherever_they_stand() {
     let (_dir, manifest) = sample();
     for bad in ["../x", "/etc/shadow", "a/b", "..", ".", "", "a\u{0}b"] {
-        for pointer in ["/files/0/name", "/files/0/backing", "/disks/0/chain/0", "/definition/inactive", "/memory/saved/file"] {
+        for pointer in [
+            "/files/0/name",
+            "/files/0/backing",
+            "/disks/0/chain/0",
+            "/definition/inactive",
+            "/memory/saved/file",
+        ] {
             let mut v = value(&manifest);
             *v.pointer_mut(pointer).unwrap() = json!(bad);
             assert!(!refused(&v).is_empty(), "{pointer} {bad:?}");

@@ -38,14 +38,16 @@ pub(crate) fn unpublished(folder: &Folder) -> Manifest {
     std::fs::write(at("base"), vec![7; 2 << 20]).unwrap();
     std::fs::write(at("b"), vec![9; 1 << 20]).unwrap();
     QemuImg::default().create_overlay(&at("a"), &at("base"), Format::Raw, 2 << 20).unwrap();
-    let chains = [chain::probe(&at("a"), Format::Qcow2).unwrap(), chain::probe(&at("b"), Format::Raw).unwrap()];
+    let chains =
+        [chain::probe(&at("a"), Format::Qcow2).unwrap(), chain::probe(&at("b"), Format::Raw).unwrap()];
     let (files, per_disk) = lay_out([("vda", chains[0].as_slice()), ("vdb", chains[1].as_slice())]);
     let mut entries = Vec::new();
     for file in &files {
         let source = SourceFile::open(&file.source).unwrap();
         let options = Options { header: header_for(&source, file).unwrap(), ..Options::default() };
         copy(&source, folder, &file.name, Start::Fresh, &options, &()).unwrap();
-        let role = if per_disk.iter().any(|d| files[d[0]].name == file.name) { Role::Disk } else { Role::Base };
+        let role =
+            if per_disk.iter().any(|d| files[d[0]].name == file.name) { Role::Disk } else { Role::Base };
         entries.push(FileEntry {
             format: Some(file.format),
             virtual_size: Some(file.virtual_size),

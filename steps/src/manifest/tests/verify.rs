@@ -86,7 +86,9 @@ fn a_header_that_names_a_file_of_the_host_is_found_before_qemu_sees_it() {
         case.poke("vda.qcow2", 0, &bytes);
         for depth in [Depth::Quick, Depth::Full] {
             let problems = case.problems_of("vda.qcow2", depth);
-            assert!(problems.iter().any(|p| matches!(p, Problem::Header { what } if what.contains("stands on"))));
+            assert!(
+                problems.iter().any(|p| matches!(p, Problem::Header { what } if what.contains("stands on")))
+            );
             assert!(!problems.iter().any(|p| matches!(p, Problem::Damaged { .. })), "{problems:?}");
         }
     }
