@@ -1,23 +1,134 @@
-//! The journal as evidence.
+//! The journal as evidence: replayed, verified, and read back from an export.
+//!
+//! Two questions, two codes. *Is this what was written?* is answered by hashes, and a "no" is damage
+//! ([`codes::STORE_DAMAGED`]). *Would this release decide the same?* is answered by folding the events again and taking
+//! every decision anew; a "no" is a divergence ([`codes::REPLAY_DIVERGED`]). A file that was exported can be asked both
+//! on any machine, without a daemon.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
-use vmkeep_workflow::Fault;
+use vmkeep_store::Store;
+use vmkeep_store::export::{Item, Reader};
+use vmkeep_store::verify::verify;
+use vmkeep_workflow::ids::StreamId;
+use vmkeep_workflow::journal::Record;
+use vmkeep_workflow::replay::{self, Divergence};
+use vmkeep_workflow::{Fault, JobStatus};
 
 use crate::api::types::{Audited, Replayed};
+use crate::codes;
 
-/// Replays.
+/// Findings that are put into a message; the rest is counted.
+const SHOWN: usize = 5;
+
+/// Checks every record, chain, seal and projection of a store.
 ///
 /// # Errors
-/// A divergence.
-pub fn replay_file(_: &Path) -> Result<Vec<Replayed>, Fault> {
-    Ok(Vec::new())
+/// What is wrong, if anything is.
+pub async fn verify_store(store: &dyn Store) -> Result<Audited, Fault> {
+    let report = verify(store).await.map_err(|e| damaged("verify the journal", "", &e))?;
+    if report.is_whole() {
+        return Ok(Audited { streams: report.streams, records: report.records, head: Some(report.link) });
+    }
+    let shown: Vec<String> = report.findings.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = report.found.saturating_sub(shown.len() as u64);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err(damaged("verify the journal", "", &format!("{}{more}", shown.join("; "))))
 }
 
-/// Verifies.
+/// Checks an exported file by itself.
 ///
 /// # Errors
-/// Damage.
-pub fn verify_file(_: &Path) -> Result<Audited, Fault> {
-    Ok(Audited { streams: 0, records: 0, head: String::new() })
+/// Where it goes wrong, if it does.
+pub fn verify_file(path: &Path) -> Result<Audited, Fault> {
+    let mut reader = open(path, "verify the export")?;
+    let mut streams = std::collections::HashSet::new();
+    while let Some(item) = reader.next_item().map_err(|e| damaged("verify the export", &shown(path), &e))? {
+        if let Item::Record(record, _) = item {
+            streams.insert(record.stream);
+        }
+    }
+    let seen = reader.seen();
+    Ok(Audited {
+        streams: streams.len() as u64,
+        records: seen.records,
+        head: seen.link.map(|link| hex(&link)),
+    })
+}
+
+/// Replays one job.
+///
+/// # Errors
+/// The first point at which its journal does not replay.
+pub fn replay(stream: &StreamId, records: &[Record]) -> Result<Replayed, Fault> {
+    let report = replay::check(records).map_err(|divergence| diverged(stream, &divergence))?;
+    Ok(Replayed {
+        job: stream.as_job().map_or_else(|| stream.to_string(), |job| job.to_string()),
+        events: report.events as u64,
+        decisions: report.decisions as u64,
+        status: report.summary.map_or(JobStatus::Queued, |summary| summary.status),
+    })
+}
+
+/// Replays every job of an exported file.
+///
+/// # Errors
+/// The first point at which the file is damaged or a job does not replay.
+pub fn replay_file(path: &Path) -> Result<Vec<Replayed>, Fault> {
+    let mut reader = open(path, "replay the export")?;
+    let mut jobs: BTreeMap<StreamId, Vec<Record>> = BTreeMap::new();
+    while let Some(item) = reader.next_item().map_err(|e| damaged("replay the export", &shown(path), &e))? {
+        if let Item::Record(record, _) = item
+            && record.stream.as_job().is_some()
+        {
+            jobs.entry(record.stream.clone()).or_default().push(record);
+        }
+    }
+    jobs.iter().map(|(stream, records)| replay(stream, records)).collect()
+}
+
+fn open(path: &Path, doing: &str) -> Result<Reader<BufReader<File>>, Fault> {
+    let file = File::open(path).map_err(|e| {
+        Fault::permanent(codes::USAGE, doing, shown(path), e)
+            .remedy("Name a job, or a file that `vmkeep audit export` wrote")
+    })?;
+    Reader::new(BufReader::new(file)).map_err(|e| damaged(doing, &shown(path), &e))
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// The error for evidence that is not what was written.
+#[must_use]
+pub fn damaged(doing: &str, object: &str, error: &dyn std::fmt::Display) -> Fault {
+    Fault::permanent(codes::STORE_DAMAGED, doing, object, error).remedy(
+        "Something changed it after it was written. Keep it as it is; restore the state folder from a copy if jobs are affected",
+    )
+}
+
+fn diverged(stream: &StreamId, divergence: &Divergence) -> Fault {
+    let remedy = match divergence {
+        Divergence::Gap { .. } | Divergence::Hash(_) => {
+            "The journal was changed: `vmkeep audit verify` names all places"
+        }
+        _ => {
+            "If `vmkeep audit verify` finds the journal whole, this release decides otherwise than the one that wrote it: use that one, and report this"
+        }
+    };
+    let job = stream.as_job().map_or_else(|| stream.to_string(), |job| job.to_string());
+    Fault::permanent(codes::REPLAY_DIVERGED, "replay the job", job, divergence).remedy(remedy)
+}
+
+/// Bytes as hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
 }

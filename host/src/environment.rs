@@ -1,13 +1,20 @@
-//! What the world is at this moment, for the journal: the boot, and the instances that execute our calls.
+//! What the world is at this moment, for the journal: the boot, the libvirtd that executes our calls, and the QEMU
+//! processes of the domains that jobs work on.
 //!
-//! The engine asks without waiting, in the middle of an append; so the facts are gathered beforehand, on every (re-)
-//! connection and now and then, and handed out from memory. A fact that is some seconds old is good enough: it is
-//! compared after a crash with what is then, and an instance that ended in between differs from both.
+//! The engine asks without waiting, in the middle of an append; so the facts are gathered beforehand (when a connection
+//! is made, when a domain starts or stops, when a job is asked for) and handed out from memory. A fact that is a moment
+//! old is good enough: it is compared after a crash with what is then, and an instance that ended in between differs
+//! from both.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use vmkeep_steps::hypervisor::Hypervisor;
+use vmkeep_workflow::Engine;
+use vmkeep_workflow::journal::JobFilter;
+use vmkeep_workflow::summary::JobStatus;
+
+use crate::hypervisor::Libvirt;
 
 /// The facts. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -22,15 +29,32 @@ impl Facts {
         facts
     }
 
-    /// Asks the hypervisor anew. Without an answer only the boot remains: what is not known is not claimed.
-    pub async fn refresh(&self, hypervisor: &dyn Hypervisor) {
-        match hypervisor.environment().await {
-            Ok(found) => self.set(found),
+    /// Asks anew. Without an answer only the boot remains: what is not known is not claimed.
+    pub async fn refresh(&self, libvirt: &Libvirt, engine: &Engine) {
+        let mut found = match libvirt.environment().await {
+            Ok(found) => found,
             Err(error) => {
                 tracing::debug!(%error, "the hypervisor's instances are not known");
-                self.set(BTreeMap::new());
+                return self.set(BTreeMap::new());
+            }
+        };
+        let open = JobFilter {
+            status: vec![
+                JobStatus::Queued,
+                JobStatus::Running,
+                JobStatus::Paused,
+                JobStatus::Unwinding,
+                JobStatus::NeedsAttention,
+            ],
+            ..JobFilter::default()
+        };
+        for job in engine.jobs(&open).await.unwrap_or_default() {
+            let Ok(uuid) = job.subject.id.parse() else { continue };
+            if let Some(instance) = libvirt.qemu_instance(uuid).await {
+                found.insert(format!("qemu/{}", job.subject.id), instance);
             }
         }
+        self.set(found);
     }
 
     fn set(&self, mut found: BTreeMap<String, String>) {

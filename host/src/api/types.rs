@@ -473,7 +473,9 @@ pub struct Audited {
     /// Records.
     pub records: u64,
     /// The head of the global chain, in hexadecimal: keep it elsewhere, to notice a rewrite of everything.
-    pub head: String,
+    ///
+    /// Absent for an export of single jobs, which has no global chain.
+    pub head: Option<String>,
 }
 
 /// One thing that the doctor looked at.

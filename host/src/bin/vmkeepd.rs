@@ -1,7 +1,7 @@
-//! The command line. See [`vmkeep_host::cli`].
+//! The daemon. See [`vmkeep_host::daemon`].
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    vmkeep_host::daemon::args::main(std::env::args_os())
 }

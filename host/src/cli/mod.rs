@@ -63,7 +63,7 @@ impl Out {
         let text = if self.json {
             serde_json::to_string_pretty(&ErrorBody::from(fault)).unwrap_or_default()
         } else {
-            show::fault(fault)
+            show::fault("vmkeep", fault)
         };
         let _ = writeln!(std::io::stderr(), "{text}");
     }
@@ -97,6 +97,11 @@ pub(crate) fn status_of(fault: &Fault) -> ExitCode {
 pub fn misspelt(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS }
+}
+
+/// An error as it is printed.
+pub(crate) fn fault_text(program: &str, fault: &Fault) -> String {
+    show::fault(program, fault)
 }
 
 fn client(global: &Global) -> Result<Client, Fault> {

@@ -12,10 +12,10 @@ use crate::api::types::{
 use crate::codes;
 use crate::text::{ago, bytes, local, safe, safe_lines, span, table};
 
-pub(super) fn fault(fault: &Fault) -> String {
+pub(super) fn fault(program: &str, fault: &Fault) -> String {
     let object = if fault.object.is_empty() { String::new() } else { format!(" ({})", safe(&fault.object)) };
     let mut text = format!(
-        "vmkeep: could not {}{object}: {}\n  code   {} {}",
+        "{program}: could not {}{object}: {}\n  code   {} {}",
         safe(&fault.doing),
         safe(&fault.cause),
         fault.code,
@@ -443,10 +443,15 @@ pub(super) fn replayed(all: &[Replayed]) -> String {
 }
 
 pub(super) fn audited(audited: &Audited) -> String {
-    format!(
-        "{} records in {} streams are whole and in order\nhead {}\nKeep the head elsewhere: a rewrite of everything, or a cut end, leaves a chain that fits, and only the head tells.",
-        audited.records, audited.streams, audited.head
-    )
+    let mut text =
+        format!("{} records in {} streams are whole and in order\n", audited.records, audited.streams);
+    if let Some(head) = &audited.head {
+        text.push_str(&format!(
+            "head {}\nKeep the head elsewhere: a rewrite of everything, or an end that was cut off, leaves a chain that\nfits, and only the head tells.\n",
+            safe(head)
+        ));
+    }
+    text
 }
 
 pub(super) fn findings(findings: &[Finding]) -> String {

@@ -37,6 +37,8 @@ use vmkeep_steps::hypervisor::{
     Hypervisor, MARKER_NAMESPACE, Marker, NewIdentity, Observation, Qemu, RunState, Take, Trouble,
 };
 
+pub use observe::Overview;
+
 /// libvirt on this host. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Libvirt {
@@ -67,6 +69,20 @@ impl Libvirt {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The QEMU process of a domain: number, start and boot in one string; nothing if it does not run or is not known.
+    pub async fn qemu_instance(&self, domain: uuid::Uuid) -> Option<String> {
+        let process = self.glance(&DomainId(domain), "QEMU process", |d| d.qemu_process()).await.ok()??;
+        Some(calls::instance_name(&process))
+    }
+
+    /// All domains in brief, by name.
+    ///
+    /// # Errors
+    /// When libvirt does not answer.
+    pub async fn overview(&self) -> HvResult<Vec<Overview>> {
+        self.look_over().await
     }
 
     /// Whether there is a connection, and why not.

@@ -1,12 +1,12 @@
 //! Looking at a domain.
 
-use vmkeep_libvirt::flags::{CheckpointListFlags, SnapshotListFlags, XmlFlags};
+use vmkeep_libvirt::flags::{CheckpointListFlags, ListFlags, SnapshotListFlags, XmlFlags};
 use vmkeep_libvirt::job::{JobOperation, JobStats};
 use vmkeep_libvirt::xml::{Document, DomainXml};
 use vmkeep_libvirt::{Domain, DomainState, PausedReason, Result as LibvirtResult, StateReason};
 use vmkeep_steps::hypervisor::{
-    DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult, Observation, PauseReason, RunState,
-    Trouble,
+    Definition, DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult, Observation, PauseReason,
+    RunState, Trouble,
 };
 
 use super::{Libvirt, definition, marker};
@@ -49,7 +49,53 @@ fn see(d: &Domain) -> LibvirtResult<Seen> {
     })
 }
 
+/// A domain in brief: what libvirt knows without asking QEMU.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// Which.
+    pub domain: DomainRef,
+    /// Whether it runs.
+    pub state: RunState,
+    /// Whether its definition outlives it.
+    pub persistent: bool,
+    /// Its definition: the persistent one where there is one. Without secrets.
+    pub definition: HvResult<Definition>,
+}
+
 impl Libvirt {
+    pub(super) async fn look_over(&self) -> HvResult<Vec<Overview>> {
+        let all = self
+            .look("look over the domains", |c| {
+                let mut all = Vec::new();
+                for d in c.domains(ListFlags::NONE)? {
+                    let seen = || {
+                        let persistent = d.is_persistent()?;
+                        let flags = XmlFlags::NONE.with(XmlFlags::INACTIVE, persistent);
+                        Ok::<_, vmkeep_libvirt::Error>((d.state()?, persistent, d.xml(flags)?))
+                    };
+                    match seen() {
+                        Ok(seen) => all.push((d.uuid(), d.name().to_owned(), seen)),
+                        // It went away while it was looked at.
+                        Err(e) if e.code == vmkeep_libvirt::ErrorCode::NoDomain => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(all)
+            })
+            .await?;
+        let mut all: Vec<Overview> = all
+            .into_iter()
+            .map(|(uuid, name, (state, persistent, xml))| Overview {
+                domain: DomainRef { id: DomainId(uuid), name },
+                state: run_state(state),
+                persistent,
+                definition: definition::read(&xml),
+            })
+            .collect();
+        all.sort_by(|a, b| a.domain.name.cmp(&b.domain.name));
+        Ok(all)
+    }
+
     pub(super) async fn observe_all(&self, domain: &DomainId) -> HvResult<Observation> {
         let seen = self.look_at(domain, "observe", see).await?;
         let parse = |text: &Option<String>| {

@@ -77,6 +77,7 @@ async fn place(app: &Arc<App>, order: Order, asked: Asked, key: Option<String>) 
     if asked.dry_run {
         return Ok(Json(Accepted::Plan(Box::new(app.engine.dry_run(request).await?))));
     }
+    app.site.before_job(&app.engine).await;
     // Detached from the connection: a client that goes away must not cut an admission in half.
     let engine = app.engine.clone();
     let job = tokio::spawn(async move { engine.request(request).await }).await.map_err(|e| gone(&e))??;

@@ -81,7 +81,7 @@ pub(super) async fn history(Extract(app): State, Path(job): Path<String>) -> Ans
         let text = || serde_json::Value::String(String::from_utf8_lossy(&record.bytes).into_owned());
         HistoryRow {
             seq: record.seq.0,
-            hash: super::audit::hex(&record.hash),
+            hash: crate::audit::hex(&record.hash),
             event: serde_json::from_slice(&record.bytes).unwrap_or_else(|_| text()),
         }
     });
@@ -93,7 +93,7 @@ pub(super) async fn records(
     job: JobId,
 ) -> Result<Vec<vmkeep_workflow::journal::Record>, Fault> {
     app.engine.summary(job).await?;
-    app.store()
+    app.store
         .read(&StreamId::job(job), Seq(1), 0)
         .await
         .map_err(|error| super::audit::damaged(&job.to_string(), &error))

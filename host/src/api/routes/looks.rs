@@ -39,7 +39,7 @@ pub(super) async fn status(Extract(app): State) -> Answer<Status> {
     } else {
         Vec::new()
     };
-    let reserve_spent = match app.store().reserve().await {
+    let reserve_spent = match app.store.reserve().await {
         Ok(reserve) => reserve == Reserve::Spent,
         Err(error) => {
             warnings.push(format!("the store: {error}"));
@@ -58,7 +58,7 @@ pub(super) async fn status(Extract(app): State) -> Answer<Status> {
             pid: std::process::id(),
             started: app.started,
             phase: *app.phase.borrow(),
-            store: app.store().id().to_string(),
+            store: app.store.id().to_string(),
             reserve_spent,
             state_dir: app.config.state_dir.clone(),
         },

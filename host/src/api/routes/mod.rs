@@ -14,9 +14,10 @@ use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use jiff::Timestamp;
 use tokio::sync::watch as channel;
+use vmkeep_store::Store;
 use vmkeep_workflow::engine::JobView;
 use vmkeep_workflow::journal::JobFilter;
-use vmkeep_workflow::{Actor, Engine, EventStore, Fault, JobId, JobSummary};
+use vmkeep_workflow::{Actor, Engine, Fault, JobId, JobSummary};
 
 use super::answer::Failure;
 use super::listener::{Peer, only_owner};
@@ -34,8 +35,8 @@ pub struct App {
     pub engine: Engine,
     /// The host.
     pub site: Arc<dyn Site>,
-    /// The audit trail of the store.
-    pub trail: Arc<dyn Trail>,
+    /// The store.
+    pub store: Arc<dyn Store>,
     /// Where the daemon stands.
     pub phase: channel::Receiver<DaemonPhase>,
     /// When it started.
@@ -45,8 +46,6 @@ pub struct App {
     /// That user's name: the journal's actor.
     pub owner_name: String,
 }
-
-pub use audit::Trail;
 
 type State = axum::extract::State<Arc<App>>;
 
@@ -95,10 +94,6 @@ async fn no_such_route(request: axum::extract::Request) -> Failure {
 }
 
 impl App {
-    fn store(&self) -> &Arc<dyn EventStore> {
-        self.engine.store()
-    }
-
     /// Refuses what only a daemon that has taken its jobs over may do.
     fn ready(&self, doing: &str, object: &str) -> Result<(), Fault> {
         let phase = *self.phase.borrow();

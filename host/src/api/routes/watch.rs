@@ -25,7 +25,7 @@ pub(super) async fn watch(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
     let job = app.find_job(&job).await?;
     // Subscribed before the first look, so that nothing falls between the two.
-    let records = app.store().subscribe();
+    let records = app.store.subscribe();
     let phase = app.phase.clone();
     app.engine.summary(job).await?;
     let state = Watching { app, job, records, phase, last: None, over: false };

@@ -2,9 +2,15 @@
 //!
 //! A trait, so that the API can be proven over a real socket with a host of its own making.
 
+mod backups;
+mod domains;
+mod host;
+
 use async_trait::async_trait;
 use serde_json::Value;
-use vmkeep_workflow::{Fault, Subject, WorkflowName};
+use vmkeep_workflow::{Engine, Fault, Subject, WorkflowName};
+
+pub use host::{Host, limits, registry};
 
 use crate::api::types::{
     BackupDetail, BackupRow, DomainRow, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
@@ -67,4 +73,9 @@ pub trait Site: Send + Sync + 'static {
 
     /// What would make backups fail here.
     async fn doctor(&self) -> Vec<Finding>;
+
+    /// Called before a job is asked for: a chance to gather what its journal should tell of the world.
+    async fn before_job(&self, engine: &Engine) {
+        let _ = engine;
+    }
 }

@@ -1,0 +1,140 @@
+//! The host that the daemon runs on.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+use vmkeep_steps::hypervisor::Hypervisor;
+use vmkeep_steps::snapshot::World;
+use vmkeep_workflow::engine::Limits;
+use vmkeep_workflow::{Engine, Fault, Registry};
+
+use super::{Order, Site, backups, domains};
+use crate::api::types::{
+    BackupDetail, BackupRow, DomainRow, ErrorBody, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
+};
+use crate::codes;
+use crate::config::Config;
+use crate::environment::Facts;
+use crate::hypervisor::Libvirt;
+
+/// The step kinds and workflows of this release, at work on this world.
+///
+/// # Errors
+/// When they cannot be set up.
+pub fn registry(world: &World, store: Uuid, config: &Config) -> Result<Registry, Fault> {
+    let _ = (world, store, config);
+    Ok(Registry::new())
+}
+
+/// How many jobs may run at once: in all, and per root that they write to.
+#[must_use]
+pub fn limits(config: &Config) -> Limits {
+    let named: BTreeMap<String, usize> =
+        config.roots.iter().map(|root| (limit_name(root), config.limits.jobs_per_root)).collect();
+    Limits { running: config.limits.jobs, named }
+}
+
+fn limit_name(root: &std::path::Path) -> String {
+    format!("root {}", root.display())
+}
+
+/// This host.
+#[derive(Clone, Debug)]
+pub struct Host {
+    config: Config,
+    libvirt: Libvirt,
+    world: World,
+    facts: Facts,
+}
+
+impl Host {
+    /// A host with that configuration, hypervisor and storage.
+    #[must_use]
+    pub fn new(config: Config, libvirt: Libvirt, world: World, facts: Facts) -> Self {
+        Self { config, libvirt, world, facts }
+    }
+
+    /// Looks at backups where looking may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&[PathBuf]) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let roots = self.config.roots.clone();
+        tokio::task::spawn_blocking(move || f(&roots))
+            .await
+            .unwrap_or_else(|e| Err(Fault::permanent(codes::UNDEFINED_ERROR, "look for backups", "", e)))
+    }
+
+    fn unreachable(&self, error: vmkeep_steps::hypervisor::HvError) -> Fault {
+        error
+            .fault(codes::HYPERVISOR_UNREACHABLE, "ask libvirt", &self.config.connect)
+            .remedy("See whether libvirt runs and lets this user in: vmkeep doctor")
+    }
+}
+
+#[async_trait]
+impl Site for Host {
+    async fn libvirt(&self) -> LibvirtStatus {
+        let found = match self.libvirt.reachable() {
+            Ok(()) => self.libvirt.environment().await,
+            Err(error) => Err(error),
+        };
+        let (versions, fault) = match found {
+            Ok(facts) => {
+                let of = |name: &str| facts.get(name).cloned().unwrap_or_else(|| "?".to_owned());
+                (Some(format!("libvirt {}, QEMU {}", of("libvirt"), of("qemu"))), None)
+            }
+            Err(error) => (None, Some(ErrorBody::from(&self.unreachable(error)))),
+        };
+        LibvirtStatus { uri: self.config.connect.clone(), reachable: fault.is_none(), versions, fault }
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainRow>, Fault> {
+        let seen = self.libvirt.overview().await.map_err(|e| self.unreachable(e))?;
+        Ok(seen.iter().map(domains::row).collect())
+    }
+
+    async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault> {
+        let _ = (request, &self.world);
+        Err(Fault::permanent(codes::UNDEFINED_ERROR, "snapshot", "", "not yet"))
+    }
+
+    async fn restore(&self, request: &RestoreRequest) -> Result<Order, Fault> {
+        let _ = request;
+        Err(Fault::permanent(codes::UNDEFINED_ERROR, "restore", "", "not yet"))
+    }
+
+    async fn verify(&self, backup: &str) -> Result<Order, Fault> {
+        let _ = backup;
+        Err(Fault::permanent(codes::UNDEFINED_ERROR, "verify", "", "not yet"))
+    }
+
+    async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault> {
+        self.blocking(|roots| {
+            let (found, warnings) = backups::all(roots)?;
+            Ok((backups::rows(&found), warnings))
+        })
+        .await
+    }
+
+    async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {
+        let wanted = backup.to_owned();
+        self.blocking(move |roots| {
+            let one = backups::find(&wanted, roots)?;
+            let (all, _) = backups::all(roots)?;
+            let ids: Vec<_> = all.iter().map(|one| one.stored.manifest.backup).collect();
+            backups::detail(&one, &ids)
+        })
+        .await
+    }
+
+    async fn doctor(&self) -> Vec<Finding> {
+        crate::doctor::examine(&self.config).await
+    }
+
+    async fn before_job(&self, engine: &Engine) {
+        self.facts.refresh(&self.libvirt, engine).await;
+    }
+}
