@@ -5,3 +5,4 @@ pub mod hypervisor;
 pub mod image;
 pub mod manifest;
 pub mod snapshot;
+pub mod workflows;

@@ -1,0 +1,122 @@
+//! `snapshot`: a live backup of a running domain into plain files.
+//!
+//! The plan's shape and the reasons for it stand in `STEPS.md`; here it is built ([`plan`]) from what is seen of the
+//! domain, after everything that could go wrong has been asked for ([`check`]). Nothing is changed while planning.
+
+mod check;
+mod facts;
+mod options;
+mod plan;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use vmkeep_workflow::ids::WorkflowName;
+use vmkeep_workflow::{Class, Code, Fault, Outputs, Plan, PlanContext, Registry, StepName, Workflow};
+
+pub use facts::{Facts, LeftOutDisk};
+pub use options::{MemoryOptions, Settings, SnapshotOptions};
+
+use crate::codes;
+use crate::hypervisor::DomainId;
+use crate::snapshot::commit::CommitOverlay;
+use crate::snapshot::copy::CopyImage;
+use crate::snapshot::folder::PrepareFolder;
+use crate::snapshot::freeze::{FreezeGuest, ThawGuest};
+use crate::snapshot::mark::{Mark, Unmark};
+use crate::snapshot::overlay::CreateOverlay;
+use crate::snapshot::pivot::Pivot;
+use crate::snapshot::publish::{Publish, SealMemory};
+use crate::snapshot::switch::SwitchDefinition;
+use crate::snapshot::take::TakeSnapshot;
+use crate::snapshot::tidy::Tidy;
+use crate::snapshot::{Places, World};
+
+/// The name of the workflow.
+pub const NAME: &str = "snapshot";
+
+/// The version of the recipe.
+pub const VERSION: u32 = 1;
+
+/// The recipe.
+#[derive(Debug)]
+pub struct Snapshot {
+    world: World,
+    places: Places,
+    settings: Settings,
+}
+
+impl Snapshot {
+    /// With this world, these places and settings.
+    #[must_use]
+    pub fn new(world: World, places: Places, settings: Settings) -> Self {
+        Self { world, places, settings }
+    }
+
+    /// Makes the workflow and all its steps known.
+    #[must_use]
+    pub fn register(self, registry: Registry) -> Registry {
+        let (world, places) = (self.world.clone(), self.places.clone());
+        registry
+            .step(Mark(world.clone()))
+            .step(Unmark(world.clone()))
+            .step(PrepareFolder(places.clone()))
+            .step(CreateOverlay(world.clone()))
+            .step(SwitchDefinition(world.clone()))
+            .step(FreezeGuest(world.clone()))
+            .step(ThawGuest(world.clone()))
+            .step(TakeSnapshot(world.clone()))
+            .step(CopyImage { world: world.clone(), places: places.clone() })
+            .step(SealMemory(places.clone()))
+            .step(Publish(places))
+            .step(CommitOverlay(world.clone()))
+            .step(Pivot(world.clone()))
+            .step(Tidy(world))
+            .workflow(self)
+    }
+}
+
+#[async_trait]
+impl Workflow for Snapshot {
+    fn name(&self) -> WorkflowName {
+        WorkflowName::from(NAME)
+    }
+
+    async fn plan(&self, cx: &PlanContext) -> Result<Plan, Fault> {
+        let options = options_of(&cx.request.options)?;
+        let domain = domain_of(&cx.request.subject.id)?;
+        let seen = check::observe(&self.world, &domain).await?;
+        let chosen = check::choose(&self.world, &self.settings, &options, &seen).await?;
+        let built = plan::Builder {
+            world: &self.world,
+            places: &self.places,
+            settings: &self.settings,
+            options: &options,
+            job: cx.job,
+        };
+        built.build(&seen, &chosen).await
+    }
+
+    async fn check_facts(
+        &self,
+        plan: &Plan,
+        before: &StepName,
+        _: &Outputs,
+    ) -> Result<Option<String>, Fault> {
+        let facts: Facts = serde_json::from_value(plan.facts.clone()).map_err(|e| {
+            Fault::permanent(Code::UNKNOWN_STEP_KIND, "read the plan's facts", plan.title.clone(), e)
+                .class(Class::Fatal)
+        })?;
+        facts.differ(&self.world, before.as_str() == plan::TAKE).await
+    }
+}
+
+fn options_of(options: &Value) -> Result<SnapshotOptions, Fault> {
+    serde_json::from_value(options.clone())
+        .map_err(|e| Fault::permanent(codes::USAGE, "understand the options of the backup", String::new(), e))
+}
+
+fn domain_of(id: &str) -> Result<DomainId, Fault> {
+    id.parse()
+        .map(DomainId)
+        .map_err(|e| Fault::permanent(codes::CANNOT_FIND_MACHINE, "find the domain", id.to_owned(), e))
+}
