@@ -215,7 +215,7 @@ impl Drop for Subscription {
 
 impl Connection {
     /// Sends every event on this connection to `on_event`, and tells `on_close` once when it breaks.
-    /// Both run on libvirt's event thread: they must not block and must not call libvirt.
+    /// Both run on libvirt's event thread: they must not block, call libvirt or panic.
     ///
     /// # Errors
     /// libvirt's; nothing is registered then.

@@ -8,6 +8,7 @@ mod device;
 mod disk;
 mod domain;
 mod edit;
+mod parse;
 pub mod tree;
 mod units;
 

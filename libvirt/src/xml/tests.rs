@@ -245,13 +245,10 @@ fn a_new_identity_reaches_every_place_that_repeats_it() {
     assert_eq!(interfaces.iter().map(|i| i.mac.clone().unwrap()).collect::<Vec<_>>(), macs);
     assert!(macs.iter().all(|m| m.starts_with("52:54:00:") && m.len() == 17));
     assert_ne!(macs[0], macs[1]);
-    assert!(!back.set_genid_on_copy(), "a definition without a generation id gets none");
-}
-
-impl DomainXml {
-    fn set_genid_on_copy(&self) -> bool {
-        self.clone().set_genid(Uuid::from_u128(1)).unwrap()
-    }
+    assert!(!d.set_genid(uuid).unwrap(), "a definition without a generation id gets none");
+    let mut with = DomainXml::parse("<domain><genid>1</genid></domain>").unwrap();
+    assert!(with.set_genid(uuid).unwrap());
+    assert_eq!(with.genid(), Some(uuid.to_string()));
 }
 
 #[test]

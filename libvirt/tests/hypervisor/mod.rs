@@ -8,11 +8,14 @@
 //! from this process; when the pipe closes, it ends the processes that were started from the folder,
 //! by number and only after seeing the folder in their command line, and removes the folder.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -28,7 +31,7 @@ pub(crate) struct Hypervisor {
     folder: PathBuf,
     user: Option<(u32, u32)>,
     daemon: Mutex<Option<Child>>,
-    _reaper: ChildStdin,
+    reaper: Child,
 }
 
 /// Ends the processes that bear the folder in their command line, then removes the folder.
@@ -42,6 +45,16 @@ for round in 1 2 3; do
 done
 rm -rf "$1"
 "#;
+
+impl Drop for Hypervisor {
+    fn drop(&mut self) {
+        drop(self.reaper.stdin.take());
+        let _ = self.reaper.wait();
+        if let Some(mut daemon) = self.daemon.lock().ok().and_then(|mut d| d.take()) {
+            let _ = daemon.wait();
+        }
+    }
+}
 
 impl Hypervisor {
     pub(crate) fn prepare() -> Self {
@@ -59,7 +72,7 @@ impl Hypervisor {
         fs::write(folder.join("c/libvirt/qemu.conf"), "stdio_handler = \"file\"\n").unwrap();
         own(&folder.join("c/libvirt"), user);
         fs::write(folder.join("libvirtd.conf"), "").unwrap();
-        let mut reaper = Command::new("setsid")
+        let reaper = Command::new("setsid")
             .args(["sh", "-c", REAPER, "reaper"])
             .arg(&folder)
             .stdin(Stdio::piped())
@@ -67,8 +80,7 @@ impl Hypervisor {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let pipe = reaper.stdin.take().unwrap();
-        Self { folder, user, daemon: Mutex::new(None), _reaper: pipe }
+        Self { folder, user, daemon: Mutex::new(None), reaper }
     }
 
     pub(crate) fn start() -> Self {
