@@ -27,3 +27,4 @@ pub mod explain;
 pub mod hypervisor;
 pub mod site;
 pub mod text;
+pub mod verify;

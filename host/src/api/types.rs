@@ -322,9 +322,9 @@ pub enum OnBusyMemory {
     /// Pause the guest so that saving comes to an end.
     Pause,
     /// Take the disks alone.
+    #[default]
     DiskOnly,
     /// Fail, with nothing changed.
-    #[default]
     Fail,
 }
 

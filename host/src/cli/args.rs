@@ -142,7 +142,7 @@ pub struct Snapshot {
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     pub memory_time: Option<Duration>,
     /// When memory changes faster than it can be saved, or is too large
-    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    #[arg(long, value_name = "WHAT", default_value = "disk-only")]
     pub on_busy_memory: OnBusyMemory,
     /// Copy at most so much per second: 100M (0: no limit)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]

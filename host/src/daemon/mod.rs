@@ -42,7 +42,7 @@ use crate::codes;
 use crate::config::Config;
 use crate::environment::Facts;
 use crate::hypervisor::Libvirt;
-use crate::site::Host;
+use crate::site::{Host, OpenRoots};
 
 /// How long libvirt is waited for when the only thing left to do is to set guests free.
 const LAST_WAIT: Duration = Duration::from_secs(60);
@@ -64,12 +64,13 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         Err(fault) => return Err(set_free_and_give_up(&config, &libvirt, &world, fault).await),
     };
     let socket = Socket::bind(&config.socket).await?;
+    let roots = OpenRoots::open(&config.roots)?;
 
     let facts = Facts::new();
     let events: Arc<dyn EventStore> = store.clone();
     let engine = Engine::new(engine::Config {
         store: events,
-        registry: crate::site::registry(&world, store.id(), &config)?,
+        registry: crate::site::registry(&world, store.id(), &roots),
         clock: Arc::new(SystemClock),
         environment: Arc::new(facts.clone()),
         limits: crate::site::limits(&config),
@@ -79,7 +80,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let phase = Arc::new(phase);
     let owner = rustix::process::geteuid().as_raw();
     let app = Arc::new(App {
-        site: Arc::new(Host::new(config.clone(), libvirt.clone(), world.clone(), facts.clone())),
+        site: Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone())),
         config,
         engine: engine.clone(),
         store: store.clone(),

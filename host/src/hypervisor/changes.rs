@@ -11,7 +11,7 @@ use vmkeep_steps::hypervisor::{
     Commit, DiskChange, DomainId, DomainRef, HvError, HvResult, Take, Through, Trouble,
 };
 
-use super::{Libvirt, definition, trouble};
+use super::{Libvirt, definition};
 
 /// How a complete memory image of libvirt's begins; one that was cut off says `LibvirtQemudPart`.
 const COMPLETE: &[u8; 16] = b"LibvirtQemudSave";
@@ -44,7 +44,7 @@ impl Libvirt {
         let uuid = domain.0;
         // Looked up in the same call: a definition that went away meanwhile must not be made anew.
         let name = format!("{what} of {uuid}");
-        self.change_of(domain, &name, move |c| {
+        self.change_anything(&name, move |c| {
             c.domain_by_uuid(uuid)?;
             c.define(&text, DefineFlags::NONE).map(drop)
         })
@@ -58,7 +58,7 @@ impl Libvirt {
         let wanted = DomainRef { id: DomainId(uuid), name: name.clone() };
         let taken = {
             let name = name.clone();
-            self.change_of(&wanted.id, "define", move |c| {
+            self.change_anything(&format!("define {uuid}"), move |c| {
                 if let Some(by) = taken_by(c, uuid, &name)? {
                     return Ok(Some(by));
                 }
@@ -166,16 +166,6 @@ impl Libvirt {
             Through::Monitor => self.abort_by_monitor(domain, &commit).await,
         }
     }
-
-    /// A change through the connection that belongs to a domain, so that it is found in flight for it.
-    async fn change_of<T, F>(&self, domain: &DomainId, what: &str, f: F) -> HvResult<T>
-    where
-        T: Send + 'static,
-        F: FnOnce(&vmkeep_libvirt::Connection) -> vmkeep_libvirt::Result<T> + Send + 'static,
-    {
-        let _ = domain;
-        self.change_anything(what, f).await
-    }
 }
 
 fn taken_by(
@@ -217,9 +207,4 @@ async fn seal(path: PathBuf) -> HvResult<()> {
     });
     // The snapshot was taken: whatever is wrong with the file does not undo that.
     sealed.await.unwrap_or_else(|e| Err(HvError::new(Trouble::Io, e.to_string()))).map_err(HvError::in_doubt)
-}
-
-#[allow(dead_code)]
-fn _unused(e: &vmkeep_libvirt::Error) -> HvError {
-    trouble::of(e)
 }

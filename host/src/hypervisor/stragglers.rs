@@ -31,8 +31,8 @@ const APART: Duration = Duration::from_millis(100);
 impl Libvirt {
     pub(super) async fn find_stragglers(&self, domain: &DomainId) -> HvResult<Option<String>> {
         let in_flight = self.client.in_flight();
-        for call in in_flight.of_domain(domain.0) {
-            if !calls::changes(&call.what) {
+        for call in in_flight.list() {
+            if !calls::changes(&call.what) || !may_concern(&call, domain) {
                 continue;
             }
             if !call.answer_lost {
@@ -99,5 +99,17 @@ impl Libvirt {
             }
         }
         Ok(true)
+    }
+}
+
+/// Whether a call is about a domain. Calls that make or replace definitions belong to none, and name the one they mean;
+/// whatever says nothing at all may concern everybody.
+fn may_concern(call: &vmkeep_libvirt::InFlightCall, domain: &DomainId) -> bool {
+    match call.domain {
+        Some(uuid) => uuid == domain.0,
+        None => match call.what.split_whitespace().find_map(|word| word.parse::<uuid::Uuid>().ok()) {
+            Some(uuid) => uuid == domain.0,
+            None => true,
+        },
     }
 }

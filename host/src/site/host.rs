@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use uuid::Uuid;
-use vmkeep_steps::hypervisor::Hypervisor;
-use vmkeep_steps::snapshot::World;
+use vmkeep_steps::hypervisor::{DomainRef, Hypervisor, Trouble};
+use vmkeep_steps::snapshot::{Places, World};
+use vmkeep_steps::workflows::snapshot::{Settings, Snapshot};
 use vmkeep_workflow::engine::Limits;
-use vmkeep_workflow::{Engine, Fault, Registry};
+use vmkeep_workflow::{Engine, Fault, Registry, Subject};
 
-use super::{Order, Site, backups, domains};
+use super::{OpenRoots, Order, Site, backups, domains, orders};
 use crate::api::types::{
     BackupDetail, BackupRow, DomainRow, ErrorBody, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
 };
@@ -20,24 +21,22 @@ use crate::environment::Facts;
 use crate::hypervisor::Libvirt;
 
 /// The step kinds and workflows of this release, at work on this world.
-///
-/// # Errors
-/// When they cannot be set up.
-pub fn registry(world: &World, store: Uuid, config: &Config) -> Result<Registry, Fault> {
-    let _ = (world, store, config);
-    Ok(Registry::new())
+#[must_use]
+pub fn registry(world: &World, store: Uuid, roots: &OpenRoots) -> Registry {
+    let places = Places { roots: roots.roots.clone() };
+    let settings = Settings::new(store.to_string(), concat!("vmkeep ", env!("CARGO_PKG_VERSION")));
+    let registry = Registry::new()
+        .workflow(crate::verify::Verify)
+        .step(crate::verify::VerifyBackup { roots: roots.roots.clone() });
+    Snapshot::new(world.clone(), places, settings).register(registry)
 }
 
 /// How many jobs may run at once: in all, and per root that they write to.
 #[must_use]
 pub fn limits(config: &Config) -> Limits {
     let named: BTreeMap<String, usize> =
-        config.roots.iter().map(|root| (limit_name(root), config.limits.jobs_per_root)).collect();
+        config.roots.iter().map(|root| (orders::limit_name(root), config.limits.jobs_per_root)).collect();
     Limits { running: config.limits.jobs, named }
-}
-
-fn limit_name(root: &std::path::Path) -> String {
-    format!("root {}", root.display())
 }
 
 /// This host.
@@ -45,15 +44,15 @@ fn limit_name(root: &std::path::Path) -> String {
 pub struct Host {
     config: Config,
     libvirt: Libvirt,
-    world: World,
+    roots: OpenRoots,
     facts: Facts,
 }
 
 impl Host {
-    /// A host with that configuration, hypervisor and storage.
+    /// A host with that configuration, hypervisor and roots.
     #[must_use]
-    pub fn new(config: Config, libvirt: Libvirt, world: World, facts: Facts) -> Self {
-        Self { config, libvirt, world, facts }
+    pub fn new(config: Config, libvirt: Libvirt, roots: OpenRoots, facts: Facts) -> Self {
+        Self { config, libvirt, roots, facts }
     }
 
     /// Looks at backups where looking may block.
@@ -65,6 +64,22 @@ impl Host {
         tokio::task::spawn_blocking(move || f(&roots))
             .await
             .unwrap_or_else(|e| Err(Fault::permanent(codes::UNDEFINED_ERROR, "look for backups", "", e)))
+    }
+
+    /// The domain that somebody means.
+    async fn find(&self, name: &str) -> Result<DomainRef, Fault> {
+        self.libvirt.find(name).await.map_err(|error| match error.trouble {
+            Trouble::NoSuchDomain => Fault::permanent(
+                codes::CANNOT_FIND_MACHINE,
+                "find the domain",
+                name,
+                "there is no domain of that name or UUID",
+            )
+            .remedy("`vmkeep domains` lists them"),
+            Trouble::Refused => Fault::permanent(codes::AMBIGUOUS_NAME, "find the domain", name, error)
+                .remedy("Type more of it"),
+            _ => self.unreachable(error),
+        })
     }
 
     fn unreachable(&self, error: vmkeep_steps::hypervisor::HvError) -> Fault {
@@ -97,8 +112,12 @@ impl Site for Host {
     }
 
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault> {
-        let _ = (request, &self.world);
-        Err(Fault::permanent(codes::UNDEFINED_ERROR, "snapshot", "", "not yet"))
+        let domain = self.find(&request.domain).await?;
+        let order = orders::snapshot(&self.config, request, &domain)?;
+        if let Some(target) = request.to.as_ref().or(self.config.roots.first()) {
+            self.roots.usable(target)?;
+        }
+        Ok(order)
     }
 
     async fn restore(&self, request: &RestoreRequest) -> Result<Order, Fault> {
@@ -107,8 +126,22 @@ impl Site for Host {
     }
 
     async fn verify(&self, backup: &str) -> Result<Order, Fault> {
-        let _ = backup;
-        Err(Fault::permanent(codes::UNDEFINED_ERROR, "verify", "", "not yet"))
+        let wanted = backup.to_owned();
+        let one = self.blocking(move |roots| backups::find(&wanted, roots)).await?;
+        self.roots.usable(&one.path)?;
+        let manifest = &one.stored.manifest;
+        let options = crate::verify::Options {
+            backup: manifest.backup.to_string(),
+            folder: one.path.clone(),
+            depth: vmkeep_steps::manifest::Depth::Full,
+            bandwidth: self.config.limits.bandwidth,
+        };
+        Ok(Order {
+            workflow: crate::verify::NAME.into(),
+            subject: Subject { id: manifest.domain.uuid.to_string(), label: manifest.domain.name.clone() },
+            options: orders::json(&options)?,
+            limits: Vec::new(),
+        })
     }
 
     async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault> {

@@ -5,12 +5,15 @@
 mod backups;
 mod domains;
 mod host;
+mod orders;
+mod roots;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use vmkeep_workflow::{Engine, Fault, Subject, WorkflowName};
 
 pub use host::{Host, limits, registry};
+pub use roots::OpenRoots;
 
 use crate::api::types::{
     BackupDetail, BackupRow, DomainRow, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,

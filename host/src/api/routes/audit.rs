@@ -1,13 +1,13 @@
 //! The journal as evidence, over the wire.
 
 use std::io::{self, Write};
+use std::sync::mpsc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State as Extract};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use tokio::sync::mpsc;
 use vmkeep_store::export::{Selection, export as write_export};
 use vmkeep_workflow::{Fault, StreamId};
 
@@ -49,7 +49,8 @@ pub(super) async fn export(Extract(app): State, Query(what): Query<What>) -> Res
         }
         None => None,
     };
-    let (pieces, body) = mpsc::channel::<io::Result<Bytes>>(4);
+    // Written, and waited for, on threads that may block: the export blocks while it writes.
+    let (pieces, body) = mpsc::sync_channel::<io::Result<Bytes>>(4);
     let store = app.store.clone();
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
@@ -59,18 +60,20 @@ pub(super) async fn export(Extract(app): State, Query(what): Query<What>) -> Res
         if let Err(error) = runtime.block_on(write_export(&*store, selection, &mut out)) {
             tracing::warn!(%error, "an export was cut off");
             // The answer breaks off, and the file lacks its last line: nobody takes it for whole.
-            let _ = out.pieces.blocking_send(Err(io::Error::other(error.to_string())));
+            let _ = out.pieces.send(Err(io::Error::other(error.to_string())));
         }
     });
-    let stream =
-        futures_util::stream::unfold(body, |mut body| async move { Some((body.recv().await?, body)) });
+    let stream = futures_util::stream::unfold(body, |body| async move {
+        let next = tokio::task::spawn_blocking(move || body.recv().ok().map(|piece| (piece, body))).await;
+        next.ok().flatten()
+    });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response())
 }
 
 /// A writer whose bytes go over the wire.
 struct Pieces {
     buffer: Vec<u8>,
-    pieces: mpsc::Sender<io::Result<Bytes>>,
+    pieces: mpsc::SyncSender<io::Result<Bytes>>,
 }
 
 impl Write for Pieces {
@@ -88,7 +91,7 @@ impl Write for Pieces {
         }
         let piece = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE)));
         self.pieces
-            .blocking_send(Ok(piece))
+            .send(Ok(piece))
             .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the reader went away"))
     }
 }
