@@ -298,6 +298,22 @@ fn header_and_area(image: &SaveImage, xml: &str, path: &Path) -> Result<(Vec<u8>
     Ok((out, area_len))
 }
 
+/// The bytes that must replace the beginning of a copy of a save image so that it holds another definition. They end
+/// where the stream begins, which stays where it is; cookie and run state stay as well.
+///
+/// # Errors
+/// [`SaveImageError::NoRoom`] when the definition does not fit before the stream.
+pub fn head_with_xml(path: &Path, xml: &str) -> Result<Vec<u8>, SaveImageError> {
+    let image = read(path)?;
+    let (mut head, area_len) = header_and_area(&image, xml, path)?;
+    if area_len != image.area_len {
+        let need = xml.len() + 1 + image.cookie.as_deref().map_or(0, |c| c.len() + 1);
+        return Err(SaveImageError::NoRoom { path: path.to_path_buf(), need, room: image.area_len as usize });
+    }
+    head[..MAGIC.len()].copy_from_slice(MAGIC);
+    Ok(head)
+}
+
 /// Copies a save image to a new file, with another definition in it. The cookie, the run state and the
 /// stream stay. Returns what stands before the stream of the copy.
 ///
@@ -479,6 +495,20 @@ mod tests {
         ] {
             assert!(matches!(fault(damage), SaveImageError::Damaged { .. }));
         }
+    }
+
+    #[test]
+    fn a_head_with_another_definition_fits_exactly_before_the_stream() {
+        let (_keep, path) = Made::new(Some("<cookie/>"), 0, |_| {});
+        let other = "<domain type='qemu'>\n  <name>another, longer name</name>\n</domain>\n";
+        let head = head_with_xml(&path, other).unwrap();
+        let before = read(&path).unwrap();
+        assert_eq!(head.len() as u64, before.stream_offset());
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [head.as_slice(), &bytes[head.len()..]].concat()).unwrap();
+        assert_eq!(read(&path).unwrap(), SaveImage { xml: other.to_owned(), ..before });
+        let long = "x".repeat(1000);
+        assert!(matches!(head_with_xml(&path, &long), Err(SaveImageError::NoRoom { .. })));
     }
 
     #[test]

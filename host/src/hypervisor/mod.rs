@@ -18,6 +18,7 @@ mod folders;
 mod graph;
 mod marker;
 mod observe;
+mod restored;
 mod stragglers;
 mod trouble;
 
@@ -28,8 +29,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use vmkeep_libvirt::flags::{
-    CreateFlags, DestroyFlags, ImpactFlags, JobStatsFlags, ListFlags, SaveFlags, SaveImageXmlFlags,
-    UndefineFlags,
+    CreateFlags, DestroyFlags, ImpactFlags, JobStatsFlags, ListFlags, SaveImageXmlFlags, UndefineFlags,
 };
 use vmkeep_libvirt::{Client, ClientOptions, Status};
 use vmkeep_steps::hypervisor::{
@@ -304,13 +304,15 @@ impl Hypervisor for Libvirt {
     }
 
     async fn start_from_memory(&self, image: &Path, xml: &str, paused: bool) -> HvResult<()> {
-        let path = definition::path_text(image)?.to_owned();
-        let xml = xml.to_owned();
-        self.change_anything("start from memory", move |c| {
-            let flags = if paused { SaveFlags::PAUSED } else { SaveFlags::RUNNING };
-            c.restore(&path, Some(&xml), flags)
-        })
-        .await
+        self.load_memory(image, xml, paused).await
+    }
+
+    async fn memory_image_head(&self, image: &Path, xml: &str) -> HvResult<Vec<u8>> {
+        restored::head(image, xml).await
+    }
+
+    async fn pull_links(&self, domain: &DomainId) -> HvResult<u32> {
+        self.pull_cables(domain).await
     }
 
     async fn destroy(&self, domain: &DomainId) -> HvResult<()> {
@@ -327,6 +329,10 @@ impl Hypervisor for Libvirt {
 
     fn rewrite_definition(&self, xml: &str, identity: &NewIdentity) -> HvResult<String> {
         definition::rewrite(xml, identity)
+    }
+
+    fn definition_changes(&self, old: &str, new: &str) -> HvResult<Vec<String>> {
+        restored::changes(old, new)
     }
 
     fn parse_definition(&self, xml: &str) -> HvResult<Definition> {

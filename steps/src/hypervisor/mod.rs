@@ -197,6 +197,15 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The definition stored in the header of a memory image, without looking at its stream.
     async fn memory_image_definition(&self, path: &Path) -> HvResult<String>;
 
+    /// The bytes that must replace the beginning of a copy of a memory image so that the copy holds this definition;
+    /// everything behind them stays where it is, untouched. [`Trouble::Unsupported`] if the image's form (magic,
+    /// version, compression, layout) is not known, or if it has no room for this definition.
+    async fn memory_image_head(&self, image: &Path, xml: &str) -> HvResult<Vec<u8>>;
+
+    /// Pulls the cables of all network cards in QEMU itself, and says of how many. A guest that was started from a
+    /// memory image takes the state of its links from there, whatever the definition says and libvirt believes.
+    async fn pull_links(&self, domain: &DomainId) -> HvResult<u32>;
+
     /// Defines a domain that is not there yet. [`Trouble::Exists`] if the name or the UUID is taken: an existing
     /// definition is never replaced.
     async fn define_new(&self, xml: &str) -> HvResult<DomainRef>;
@@ -216,6 +225,10 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// The same definition under another identity. What this program does not understand is kept; our marker is not.
     fn rewrite_definition(&self, xml: &str, identity: &NewIdentity) -> HvResult<String>;
+
+    /// What a rewritten definition has otherwise than the original, besides name, UUID and disks: a line for people
+    /// each.
+    fn definition_changes(&self, old: &str, new: &str) -> HvResult<Vec<String>>;
 
     /// Reads a definition as this hypervisor would: its disks and devices.
     fn parse_definition(&self, xml: &str) -> HvResult<Definition>;
