@@ -1,0 +1,33 @@
+//! The memory engine passes the suite.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use vmkeep_store::conformance::Candidate;
+use vmkeep_store::{MemoryStore, Options, Store};
+use vmkeep_workflow::ids::{Seq, StreamId};
+use vmkeep_workflow::journal::StoreError;
+
+/// Stores by the folders that they would have.
+#[derive(Default)]
+struct Memory(Mutex<HashMap<PathBuf, Arc<MemoryStore>>>);
+
+impl Candidate for Memory {
+    fn open(&self, folder: &Path, _: Options) -> Result<Arc<dyn Store>, StoreError> {
+        let mut stores = self.0.lock().unwrap();
+        Ok(Arc::clone(stores.entry(folder.to_path_buf()).or_default()) as Arc<dyn Store>)
+    }
+
+    fn open_read_only(&self, folder: &Path) -> Result<Arc<dyn Store>, StoreError> {
+        self.open(folder, Options::default())
+    }
+
+    fn tamper(&self, folder: &Path, stream: &StreamId, seq: Seq) {
+        self.0.lock().unwrap()[folder].tamper(stream, seq);
+    }
+
+    fn set_format(&self, _: &Path, _: u32) {}
+}
+
+vmkeep_store::conformance!(super::Memory::default());
