@@ -5,7 +5,7 @@ use serde::Serialize;
 /// Whether a target was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Met {
+pub enum Judgement {
     Met,
     Missed,
     /// The spread of the rounds is wider than the distance to the target.
@@ -51,7 +51,7 @@ pub struct Row {
     /// The relative spread of the ratio over the rounds.
     pub spread: f64,
     pub target: String,
-    pub met: Met,
+    pub met: Judgement,
 }
 
 impl Row {
@@ -71,9 +71,9 @@ impl Row {
             Target::AtLeast(least) => (format!(">= {least}"), ratio >= least, (ratio - least).abs() / ratio),
         };
         let met = match (good, spread > margin) {
-            (_, true) => Met::Inconclusive,
-            (true, false) => Met::Met,
-            (false, false) => Met::Missed,
+            (_, true) => Judgement::Inconclusive,
+            (true, false) => Judgement::Met,
+            (false, false) => Judgement::Missed,
         };
         Self {
             name: name.to_owned(),
@@ -120,9 +120,9 @@ pub fn print(rows: &[Row]) {
             row.spread * 100.0,
             row.target,
             match row.met {
-                Met::Met => "yes",
-                Met::Missed => "NO",
-                Met::Inconclusive => "inconclusive",
+                Judgement::Met => "yes",
+                Judgement::Missed => "NO",
+                Judgement::Inconclusive => "inconclusive",
             }
         );
     }

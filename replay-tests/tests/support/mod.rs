@@ -1,0 +1,311 @@
+//! vmkeepd as a process on a test hypervisor, driven through its own command line, and judged by the test bed's
+//! oracle, which shares no code with it.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output};
+use std::time::{Duration, Instant};
+
+use replay_tests::testbed::{Format, Guest, Hypervisor, TickReport, assert_consistent, ticks_on};
+use serde_json::Value;
+
+/// Long enough for a loaded machine; only a fault makes a test wait that long.
+pub const LONG: Duration = Duration::from_secs(180);
+
+/// Waits for a condition, up to a deadline.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LONG;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A host: a hypervisor, and the programs under test where its user can reach them.
+pub struct Host {
+    pub hypervisor: Hypervisor,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let hypervisor = Hypervisor::start_temp().expect("a test hypervisor");
+        let bin = hypervisor.dir().join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        for name in ["vmkeepd", "vmkeep"] {
+            let built = built(name);
+            fs::copy(&built, bin.join(name))
+                .unwrap_or_else(|e| panic!("{}: {e}; build the workspace first", built.display()));
+            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self { hypervisor }
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.hypervisor.dir().join("bin").join(name)
+    }
+
+    /// Starts vmkeepd and waits until it answers.
+    pub fn daemon(&self) -> Daemon {
+        let mut daemon = self.daemon_that_dies(None);
+        until("vmkeepd to answer", || {
+            if let Some(status) = daemon.child.try_wait().unwrap() {
+                panic!("vmkeepd ended: {status}\n{}", self.log());
+            }
+            self.ready().then_some(())
+        });
+        daemon
+    }
+
+    /// Starts vmkeepd with a place at which it is to die.
+    pub fn daemon_that_dies(&self, at: Option<&str>) -> Daemon {
+        let mut command = self.hypervisor.command(self.program("vmkeepd"));
+        if let Some(at) = at {
+            command.env("VMKEEP_CRASH_AT", at);
+        }
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Daemon { child: command.spawn().expect("vmkeepd starts") }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.hypervisor.dir().join("vmkeepd.log")
+    }
+
+    /// The last words of vmkeepd.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Runs the command line.
+    pub fn vmkeep(&self, args: &[&str]) -> Output {
+        self.hypervisor.command(self.program("vmkeep")).args(args).output().expect("vmkeep starts")
+    }
+
+    /// Whether vmkeepd takes orders.
+    pub fn ready(&self) -> bool {
+        let output = self.vmkeep(&["--json", "status"]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        status["daemon"]["phase"] == "ready"
+    }
+
+    /// Runs the command line, which must succeed; returns what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.vmkeep(args);
+        assert!(
+            output.status.success(),
+            "vmkeep {args:?}: {}\n{}{}\n--- vmkeepd\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the command line, which must fail with this code and say all of these words.
+    pub fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
+        let output = self.vmkeep(args);
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "vmkeep {args:?} said: {said}\n--- vmkeepd\n{}",
+            self.log()
+        );
+        for word in words {
+            assert!(said.contains(word), "vmkeep {args:?} does not say {word:?}: {said}");
+        }
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        serde_json::from_str(&self.ok(&all)).unwrap()
+    }
+
+    /// Asks for a job and returns its id at once.
+    pub fn begin(&self, args: &[&str]) -> String {
+        let mut all = args.to_vec();
+        all.push("--no-wait");
+        let answer = self.json(&all);
+        answer["id"]
+            .as_str()
+            .or(answer["job"]["id"].as_str())
+            .unwrap_or_else(|| panic!("{answer}"))
+            .to_owned()
+    }
+
+    /// A job's row.
+    pub fn job(&self, job: &str) -> Value {
+        self.json(&["job", "show", job])["job"].clone()
+    }
+
+    /// The rows of all jobs, newest first.
+    pub fn jobs(&self) -> Vec<Value> {
+        self.json(&["jobs"]).as_array().unwrap().clone()
+    }
+
+    /// Waits until a job has ended or needs attention; returns its row.
+    pub fn settled(&self, job: &str) -> Value {
+        let row = until("the job to end", || {
+            let row = self.job(job);
+            let status = row["status"].as_str().unwrap_or_default();
+            (row["ended"].is_string() || status == "needs_attention").then_some(row)
+        });
+        if row["status"] == "needs_attention" {
+            panic!(
+                "the job needs attention: {row:#}\n{}\n--- vmkeepd\n{}",
+                self.ok(&["job", "explain", job]),
+                self.log()
+            );
+        }
+        row
+    }
+
+    /// The stored events of a job.
+    pub fn history(&self, job: &str) -> Vec<Value> {
+        self.json(&["job", "history", job]).as_array().unwrap().clone()
+    }
+
+    /// Waits until a job's history has an event of a type about a step (an empty step: any).
+    pub fn reached(&self, job: &str, kind: &str, step: &str) {
+        until(&format!("{kind} {step}"), || {
+            self.history(job).iter().find(|row| about(row, kind, step)).map(|_| ())
+        });
+    }
+
+    /// The backups, newest first.
+    pub fn backups(&self) -> Vec<Value> {
+        self.json(&["list"])["backups"].as_array().unwrap().clone()
+    }
+}
+
+/// Whether a row of a history is an event of that type about that step.
+pub fn about(row: &Value, kind: &str, step: &str) -> bool {
+    let body = &row["event"]["body"];
+    body["type"] == kind && (step.is_empty() || body["data"]["step"] == step)
+}
+
+/// A running vmkeepd. Ends with kill -9 when dropped.
+pub struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to end and waits; returns its exit status.
+    pub fn end(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = until("vmkeepd to end", || self.child.try_wait().unwrap());
+        status.code()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has died by its crash point; says whether it did before the condition held.
+    pub fn dies_or(&mut self, mut otherwise: impl FnMut() -> bool) -> bool {
+        until("vmkeepd to die at its crash point, or the job to end", || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert_eq!(status.signal(), Some(9), "it was to die by a crash point: {status}");
+                return Some(true);
+            }
+            otherwise().then_some(false)
+        })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn built(name: &str) -> PathBuf {
+    // target/debug/deps/test-hash → target/debug/name
+    let here = std::env::current_exe().unwrap();
+    here.parent().and_then(Path::parent).unwrap().join(name)
+}
+
+/// The files of a guest's disks, as all three who have an opinion name them.
+pub fn disks(guest: &Guest) -> BTreeMap<String, PathBuf> {
+    guest.hypervisor().disk_files_in_inactive_xml(guest.uuid()).unwrap()
+}
+
+/// After a job: the guest runs on its own files, by everybody's account; nothing of the job is left beside them.
+pub fn assert_untouched(guest: &Guest, own: &BTreeMap<String, PathBuf>) {
+    let hypervisor = guest.hypervisor();
+    let state = guest.state().unwrap();
+    assert_eq!(state.state, "running", "{state:?}");
+    guest.wait_more(3).expect("the guest goes on ticking");
+    let qemu: BTreeMap<String, PathBuf> = hypervisor
+        .disk_files_in_qemu(guest.uuid())
+        .unwrap()
+        .into_iter()
+        .map(|(disk, at)| (disk, at.file))
+        .collect();
+    assert_eq!(&qemu, own, "the files that QEMU writes to");
+    assert_eq!(&hypervisor.disk_files_in_live_xml(guest.uuid()).unwrap(), own, "the live definition");
+    assert_eq!(
+        &hypervisor.disk_files_in_inactive_xml(guest.uuid()).unwrap(),
+        own,
+        "the persistent definition"
+    );
+    assert!(guest.console().lost().is_empty(), "flushed writes were lost: {:?}", guest.console().lost());
+    let xml = guest.virsh("dumpxml", &[]).unwrap();
+    assert!(!xml.contains("<vmkeep:"), "a marker is left in the definition");
+    let left: Vec<_> = files_below(&hypervisor.images())
+        .into_iter()
+        .filter(|path| path.to_string_lossy().contains("vmkeep-"))
+        .collect();
+    assert!(left.is_empty(), "left beside the images: {left:?}");
+    let held: Vec<_> = hypervisor
+        .files_held_by_qemu(guest.name())
+        .unwrap()
+        .into_iter()
+        .filter(|path| path.to_string_lossy().contains("vmkeep-"))
+        .collect();
+    assert!(held.is_empty(), "held open by QEMU: {held:?}");
+}
+
+/// All files below a folder.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            } else {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The ticks on two images that must belong together.
+pub fn assert_ticks(first: (&Path, Format), second: (&Path, Format)) -> [TickReport; 2] {
+    let reports = [ticks_on(first.0, first.1).unwrap(), ticks_on(second.0, second.1).unwrap()];
+    assert_consistent(&reports[0], &reports[1]);
+    reports
+}
