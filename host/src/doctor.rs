@@ -145,10 +145,20 @@ fn kvm() -> Finding {
     }
 }
 
-/// A file without a name in a folder, or in the nearest folder above it that exists.
+/// A file in a folder that is gone when it is closed: without a name where the file system knows such files, else with
+/// one that is removed at once.
 fn nameless(dir: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::NOENT) => {
+            let path = dir.join(format!(".vmkeep-doctor-{}", std::process::id()));
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&path, flags, mode)?;
+            rustix::fs::unlink(&path)?;
+            Ok(file)
+        }
+        other => other,
+    }
 }
 
 fn existing(dir: &Path) -> PathBuf {
@@ -160,12 +170,6 @@ fn folder(topic: &str, dir: &Path, when_not: Grade) -> Finding {
     let shown = dir.display();
     let file = match nameless(&there) {
         Ok(file) => file,
-        // Some network file systems know no nameless files: ask for the right to write instead.
-        Err(rustix::io::Errno::OPNOTSUPP)
-            if rustix::fs::access(&there, rustix::fs::Access::WRITE_OK).is_ok() =>
-        {
-            return finding(topic, Grade::Good, format!("{shown} can be written"), "");
-        }
         Err(error) => {
             let text = format!("{shown} cannot be written: {error}");
             return finding(topic, when_not, text, "Mount it, or let the user of vmkeepd write there");

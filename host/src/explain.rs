@@ -1,11 +1,185 @@
 //! What happened to a job, in plain words: the engine's tale, and what it comes to.
+//!
+//! The engine tells what it knows: requests, plans, attempts, retries, rollbacks. What the steps measured (how long the
+//! guest stood still, whether its file systems were frozen, which backup came of it) stands in their outputs, and only
+//! this crate knows which kind of step left which output.
 
-use vmkeep_workflow::{Event, Seq};
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use vmkeep_steps::snapshot::copy::{CopyImage, CopyOutput};
+use vmkeep_steps::snapshot::freeze::{FreezeGuest, FreezeOutput, ThawGuest};
+use vmkeep_steps::snapshot::pivot::{Pivot, PivotOutput};
+use vmkeep_steps::snapshot::publish::{Publish, PublishOutput};
+use vmkeep_steps::snapshot::take::{TakeOutput, TakeSnapshot};
+use vmkeep_workflow::engine::JobView;
+use vmkeep_workflow::ids::StepKind;
+use vmkeep_workflow::{Body, Event, JobId, Phase, Seq, Step, StepName, Verdict};
 
 use crate::api::types::Explanation;
+use crate::text::{bytes, span};
+use crate::verify::{Verified, VerifyBackup};
 
 /// Tells a history.
 #[must_use]
 pub fn story(history: &[(Seq, Event)]) -> Explanation {
-    Explanation { lines: vmkeep_workflow::explain::explain(history), summary: Vec::new() }
+    let facts = Gathered::from(history);
+    let mut summary =
+        facts.outputs.iter().filter_map(|(kind, output)| told(kind, output)).collect::<Vec<_>>();
+    summary.extend(facts.frozen_for());
+    if !facts.undone.is_empty() {
+        summary.push(format!("What was undone: {}", facts.undone.join("; ")));
+    }
+    if facts.recoveries > 0 {
+        let times =
+            if facts.recoveries == 1 { "once".to_owned() } else { format!("{} times", facts.recoveries) };
+        summary.push(format!("vmkeepd ended {times} in the middle; the job went on each time it was back"));
+    }
+    Explanation { lines: vmkeep_workflow::explain::explain(history), summary }
+}
+
+/// What a job has come to so far, in words.
+#[must_use]
+pub fn results(view: &JobView) -> Vec<String> {
+    view.steps
+        .iter()
+        .filter_map(|step| told(&StepKind::try_from(step.kind.clone()).ok()?, step.output.as_ref()?))
+        .collect()
+}
+
+/// One sentence about what a step left, if it is worth one.
+fn told(kind: &StepKind, output: &Value) -> Option<String> {
+    if *kind == TakeSnapshot::KIND {
+        let taken: TakeOutput = read(output)?;
+        let pause = match taken.paused_ms {
+            0 => String::new(),
+            ms => {
+                format!("; the guest was stopped for {} to save its memory", span(Duration::from_millis(ms)))
+            }
+        };
+        return Some(match (&taken.memory, &taken.without_memory) {
+            (Some(_), _) => format!("Memory and disks were taken at one instant{pause}"),
+            (None, Some(why)) => format!("Only the disks were taken: {why}{pause}"),
+            (None, None) => format!("The disks were taken at one instant{pause}"),
+        });
+    }
+    if *kind == FreezeGuest::KIND {
+        let frozen: FreezeOutput = read(output)?;
+        return Some(match frozen.why_not {
+            None => format!("The guest's {} file systems were frozen for the instant", frozen.file_systems),
+            Some(why) => format!("The guest's file systems were not frozen: {why}"),
+        });
+    }
+    if *kind == CopyImage::KIND {
+        let copied: CopyOutput = read(output)?;
+        return Some(format!("{} was copied: {}", copied.name, bytes(copied.size)));
+    }
+    if *kind == Publish::KIND {
+        let published: PublishOutput = read(output)?;
+        let short = JobId::from(published.backup.0).short();
+        return Some(format!(
+            "Backup {short} was published; bring it back: vmkeep restore {short} --as NAME"
+        ));
+    }
+    if *kind == Pivot::KIND {
+        let pivoted: PivotOutput = read(output)?;
+        let mut text = match pivoted.paused_us {
+            Some(us) => {
+                format!("The guest stood still for {} while it went back to its own files", short_span(us))
+            }
+            None => "The guest is back on its own files".to_owned(),
+        };
+        for note in &pivoted.notes {
+            text.push_str(&format!("; {note}"));
+        }
+        return Some(text);
+    }
+    if *kind == VerifyBackup::KIND {
+        let verified: Verified = read(output)?;
+        let mut text = crate::verify::words(&verified);
+        for note in &verified.notes {
+            text.push_str(&format!("; {note}"));
+        }
+        return Some(text);
+    }
+    None
+}
+
+fn read<T: DeserializeOwned>(output: &Value) -> Option<T> {
+    T::deserialize(output).ok()
+}
+
+/// Microseconds as people say them: these are short.
+fn short_span(us: u64) -> String {
+    if us < 10_000_000 {
+        #[allow(clippy::cast_precision_loss)]
+        return format!("{:.2} s", us as f64 / 1e6);
+    }
+    span(Duration::from_micros(us))
+}
+
+/// What a history holds beyond what the engine tells.
+#[derive(Default)]
+struct Gathered {
+    outputs: Vec<(StepKind, Value)>,
+    undone: Vec<String>,
+    recoveries: u32,
+    frozen: Option<Timestamp>,
+    thawed: Option<Timestamp>,
+    froze_any: bool,
+}
+
+impl From<&[(Seq, Event)]> for Gathered {
+    fn from(history: &[(Seq, Event)]) -> Self {
+        let mut this = Self::default();
+        let mut steps: HashMap<StepName, (StepKind, String)> = HashMap::new();
+        let mut undone = HashSet::new();
+        for (_, event) in history {
+            match &event.body {
+                Body::JobPlanned(plan) => {
+                    let of =
+                        |s: &vmkeep_workflow::StepSpec| (s.name.clone(), (s.kind.clone(), s.title.clone()));
+                    steps = plan.steps.iter().map(of).collect();
+                }
+                Body::JobRecovered => this.recoveries += 1,
+                Body::StepSucceeded { step, phase: Phase::Forward, output, .. }
+                | Body::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. } => {
+                    if let Some((kind, _)) = steps.get(step) {
+                        this.note(kind, output, event.at);
+                    }
+                }
+                Body::StepSucceeded { step, phase: Phase::Undo, .. }
+                | Body::StepProbed { step, phase: Phase::Undo, verdict: Verdict::Done(_), .. } => {
+                    if let Some((_, title)) = steps.get(step)
+                        && undone.insert(step.clone())
+                    {
+                        this.undone.push(format!("\"{title}\""));
+                    }
+                }
+                _ => {}
+            }
+        }
+        this
+    }
+}
+
+impl Gathered {
+    fn note(&mut self, kind: &StepKind, output: &Value, at: Timestamp) {
+        if *kind == FreezeGuest::KIND {
+            self.frozen = Some(at);
+            self.froze_any = read::<FreezeOutput>(output).is_some_and(|frozen| frozen.file_systems > 0);
+        } else if *kind == ThawGuest::KIND {
+            self.thawed = Some(at);
+        }
+        self.outputs.push((kind.clone(), output.clone()));
+    }
+
+    fn frozen_for(&self) -> Option<String> {
+        let (from, to) = self.frozen.zip(self.thawed).filter(|_| self.froze_any)?;
+        let held = Duration::try_from(to.duration_since(from)).ok()?;
+        Some(format!("The guest's file systems were frozen for {}", span(held)))
+    }
 }

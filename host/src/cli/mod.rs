@@ -147,7 +147,7 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
             audit::export(&client(global)?, job.as_deref(), output.as_deref()).await?;
         }
         Command::Doctor => return audit::doctor(global, out).await,
-        Command::Diagram { workflow } => diagram(out, workflow.as_deref())?,
+        Command::Diagram { workflow } => diagram(out, workflow.as_deref()).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vmkeep", &mut script);
@@ -179,8 +179,8 @@ async fn on_job(client: &Client, out: &Out, command: Job) -> Ended {
     Ok(0)
 }
 
-fn diagram(out: &Out, workflow: Option<&str>) -> Result<(), Fault> {
-    let all = crate::diagram::all()?;
+async fn diagram(out: &Out, workflow: Option<&str>) -> Result<(), Fault> {
+    let all = Box::pin(crate::diagram::all()).await?;
     match workflow {
         None => {
             let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();

@@ -151,6 +151,7 @@ impl App {
 }
 
 fn detail_of(view: JobView, short: String) -> JobDetail {
+    let results = crate::explain::results(&view);
     let steps = view.steps.into_iter().map(|step| StepRow {
         name: step.name.to_string(),
         kind: step.kind,
@@ -169,7 +170,7 @@ fn detail_of(view: JobView, short: String) -> JobDetail {
         paused_until: view.paused_until,
         parked: view.parked.as_ref().map(Into::into),
         cancelled_too_late: view.cancelled_too_late.map(|actor| actor.who),
-        results: Vec::new(),
+        results,
         steps: steps.collect(),
     }
 }

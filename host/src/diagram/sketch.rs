@@ -1,0 +1,324 @@
+//! A guest that exists on paper: two disks on a common base, memory, an agent. Enough for planners, good for nothing
+//! else: whatever would change something is refused.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use vmkeep_steps::hypervisor::{
+    Backing, Commit, Control, Definition, Devices, DiskChange, DiskDef, DiskDevice, DiskSource, DomainId,
+    DomainJob, DomainRef, FileId, FreezeState, HvError, HvResult, Hypervisor, Image, Layer, Marker,
+    NewIdentity, Observation, OverlaySpec, Qemu, QemuDisk, RunState, Space, Storage, Take, Target, Trouble,
+};
+use vmkeep_steps::image::root::Roots;
+use vmkeep_steps::snapshot::freeze::FreezePolicy;
+use vmkeep_steps::snapshot::{Places, World};
+use vmkeep_steps::workflows::snapshot::{self as live, MemoryOptions, Settings, Snapshot, SnapshotOptions};
+use vmkeep_workflow::{
+    Actor, Fault, IfBusy, JobId, JobRequest, Plan, PlanContext, Subject, Workflow, WorkflowName,
+};
+
+use crate::codes;
+
+const GIB: u64 = 1 << 30;
+
+/// The paper.
+pub(super) struct Scene {
+    folder: PathBuf,
+    job: JobId,
+    guest: Arc<Guest>,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn fault(error: &dyn std::fmt::Display) -> Fault {
+    Fault::permanent(codes::UNDEFINED_ERROR, "draw the workflows", "", error)
+}
+
+impl Scene {
+    /// Images that hold nothing, in a folder that is gone afterwards.
+    pub(super) fn new() -> Result<Self, Fault> {
+        let folder = std::env::temp_dir().join(format!("vmkeep-diagram-{}", Uuid::new_v4().simple()));
+        let made = || {
+            std::fs::create_dir_all(folder.join("root"))?;
+            for name in ["vda.raw", "vdb.raw"] {
+                std::fs::File::create(folder.join(name))?.set_len(2 * GIB)?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        made().map_err(|e| fault(&e))?;
+        let guest = Arc::new(Guest { folder: folder.clone() });
+        Ok(Self { folder, job: JobId::from(Uuid::from_u128(0x1234_5678_9abc)), guest })
+    }
+
+    fn world(&self) -> World {
+        World { hypervisor: self.guest.clone(), storage: self.guest.clone() }
+    }
+
+    /// The representative plans, by name.
+    pub(super) async fn plans(&self) -> Result<Vec<(&'static str, Plan)>, Fault> {
+        let roots = Roots::open([self.folder.join("root")]).map_err(|e| fault(&e))?;
+        let places = Places { roots: Arc::new(roots) };
+        let snapshot = Snapshot::new(self.world(), places, Settings::new("store", "vmkeep"));
+        let options = |memory: Option<MemoryOptions>| SnapshotOptions {
+            target: self.folder.join("root"),
+            memory,
+            freeze: FreezePolicy::IfPossible,
+            disks: Vec::new(),
+            bandwidth: 0,
+            merge_bandwidth: 0,
+        };
+        let with_memory = self.plan(&snapshot, live::NAME, &options(Some(MemoryOptions::default()))).await?;
+        let disks_only = self.plan(&snapshot, live::NAME, &options(None)).await?;
+        let verify = crate::verify::Options {
+            backup: "ID".to_owned(),
+            folder: self.folder.join("root"),
+            depth: vmkeep_steps::manifest::Depth::Full,
+            bandwidth: 0,
+        };
+        let verify = self.plan(&crate::verify::Verify, crate::verify::NAME, &verify).await?;
+        Ok(vec![("snapshot", with_memory), ("snapshot-disk-only", disks_only), ("verify", verify)])
+    }
+
+    async fn plan<O: serde::Serialize + Sync>(
+        &self,
+        workflow: &dyn Workflow,
+        name: &'static str,
+        options: &O,
+    ) -> Result<Plan, Fault> {
+        let request = JobRequest {
+            workflow: WorkflowName::from(name),
+            subject: Subject { id: guest().id.to_string(), label: guest().name },
+            options: serde_json::to_value(options).map_err(|e| fault(&e))?,
+            key: None,
+            by: Actor::default(),
+            if_busy: IfBusy::Refuse,
+            limits: Vec::new(),
+            retry_of: None,
+        };
+        workflow.plan(&PlanContext { job: self.job, request: Arc::new(request), dry_run: true }).await
+    }
+
+    /// A text without what differs from run to run.
+    pub(super) fn anonymous(&self, text: &str) -> String {
+        let root = self.folder.join("root").display().to_string();
+        let text = text.replace(&root, "ROOT").replace(&self.folder.display().to_string(), "/images");
+        let job = self.job.short();
+        let mut out = String::with_capacity(text.len());
+        for (i, part) in text.split('/').enumerate() {
+            if i > 0 {
+                out.push('/');
+            }
+            // A folder's name of time and job; what follows it belongs to the label.
+            match part.find(&job) {
+                Some(at) => {
+                    out.push_str("TIME-JOB");
+                    out.push_str(&part[at + job.len()..]);
+                }
+                None => out.push_str(part),
+            }
+        }
+        out
+    }
+}
+
+fn guest() -> DomainRef {
+    DomainRef { id: DomainId(Uuid::from_u128(0x0123_4567)), name: "GUEST".to_owned() }
+}
+
+/// The guest on paper.
+#[derive(Debug)]
+struct Guest {
+    folder: PathBuf,
+}
+
+impl Guest {
+    fn layer(&self, target: &str) -> Layer {
+        Layer { path: self.folder.join(format!("{target}.raw")), format: "raw".to_owned() }
+    }
+
+    fn definition(&self) -> Definition {
+        let disk = |target: &str| DiskDef {
+            target: target.into(),
+            device: DiskDevice::Disk,
+            source: DiskSource::File(self.layer(target).path),
+            format: Some("raw".to_owned()),
+            backing: Backing::Probed,
+            read_only: false,
+            shareable: false,
+            transient: false,
+            encrypted: false,
+            mirror: None,
+        };
+        Definition {
+            xml: String::new(),
+            bare: String::new(),
+            disks: vec![disk("vda"), disk("vdb")],
+            devices: Devices { memory: GIB, agent: true, ..Devices::default() },
+        }
+    }
+}
+
+fn refused<T>() -> HvResult<T> {
+    Err(HvError::new(Trouble::Unsupported, "this guest exists on paper only"))
+}
+
+#[async_trait]
+impl Hypervisor for Guest {
+    async fn environment(&self) -> HvResult<BTreeMap<String, String>> {
+        Ok(BTreeMap::new())
+    }
+    async fn domains(&self) -> HvResult<Vec<DomainRef>> {
+        Ok(vec![guest()])
+    }
+    async fn find(&self, _: &str) -> HvResult<DomainRef> {
+        Err(HvError::new(Trouble::NoSuchDomain, "there is no such domain"))
+    }
+    async fn observe(&self, _: &DomainId) -> HvResult<Observation> {
+        let disk = |target: &str| QemuDisk {
+            target: Target(target.to_owned()),
+            chain: vec![self.layer(target)],
+            read_only: false,
+        };
+        Ok(Observation {
+            domain: guest(),
+            state: RunState::Running,
+            persistent: Some(self.definition()),
+            live: Some(self.definition()),
+            qemu: Some(Qemu {
+                instance: "paper".to_owned(),
+                disks: vec![disk("vda"), disk("vdb")],
+                jobs: Vec::new(),
+                open: Vec::new(),
+            }),
+            marker: None,
+            persistent_marker: None,
+            managed_save: false,
+            snapshots: Vec::new(),
+            checkpoints: Vec::new(),
+        })
+    }
+    async fn state(&self, _: &DomainId) -> HvResult<RunState> {
+        Ok(RunState::Running)
+    }
+    async fn qemu(&self, _: &DomainId) -> HvResult<Option<Qemu>> {
+        refused()
+    }
+    async fn control(&self, _: &DomainId) -> HvResult<Control> {
+        Ok(Control::Idle)
+    }
+    async fn domain_job(&self, _: &DomainId) -> HvResult<Option<DomainJob>> {
+        Ok(None)
+    }
+    async fn abort_domain_job(&self, _: &DomainId) -> HvResult<()> {
+        refused()
+    }
+    async fn stragglers(&self, _: &DomainId) -> HvResult<Option<String>> {
+        Ok(None)
+    }
+    async fn redefine_disks(&self, _: &DomainId, _: &DiskChange) -> HvResult<()> {
+        refused()
+    }
+    async fn sync_definitions(&self) -> HvResult<()> {
+        refused()
+    }
+    async fn set_marker(&self, _: &DomainId, _: &Marker) -> HvResult<()> {
+        refused()
+    }
+    async fn set_hold(&self, _: &DomainId, _: &Marker) -> HvResult<()> {
+        refused()
+    }
+    async fn clear_marker(&self, _: &DomainId) -> HvResult<()> {
+        refused()
+    }
+    async fn take(&self, _: &DomainId, _: &Take) -> HvResult<()> {
+        refused()
+    }
+    async fn suspend(&self, _: &DomainId) -> HvResult<()> {
+        refused()
+    }
+    async fn resume(&self, _: &DomainId) -> HvResult<()> {
+        refused()
+    }
+    async fn freeze_state(&self, _: &DomainId) -> HvResult<FreezeState> {
+        refused()
+    }
+    async fn freeze(&self, _: &DomainId) -> HvResult<u32> {
+        refused()
+    }
+    async fn thaw(&self, _: &DomainId) -> HvResult<u32> {
+        refused()
+    }
+    async fn commit_begin(&self, _: &DomainId, _: &Commit) -> HvResult<()> {
+        refused()
+    }
+    async fn commit_pivot(&self, _: &DomainId, _: &Commit) -> HvResult<()> {
+        refused()
+    }
+    async fn commit_abort(&self, _: &DomainId, _: &Commit) -> HvResult<()> {
+        refused()
+    }
+    async fn close_unused(&self, _: &DomainId, _: &[PathBuf]) -> HvResult<()> {
+        refused()
+    }
+    async fn memory_image_definition(&self, _: &Path) -> HvResult<String> {
+        refused()
+    }
+    async fn memory_image_head(&self, _: &Path, _: &str) -> HvResult<Vec<u8>> {
+        refused()
+    }
+    async fn pull_links(&self, _: &DomainId) -> HvResult<u32> {
+        refused()
+    }
+    async fn define_new(&self, _: &str) -> HvResult<DomainRef> {
+        refused()
+    }
+    async fn undefine(&self, _: &DomainId) -> HvResult<()> {
+        refused()
+    }
+    async fn start(&self, _: &DomainId, _: bool) -> HvResult<()> {
+        refused()
+    }
+    async fn start_from_memory(&self, _: &Path, _: &str, _: bool) -> HvResult<()> {
+        refused()
+    }
+    async fn destroy(&self, _: &DomainId) -> HvResult<()> {
+        refused()
+    }
+    fn rewrite_definition(&self, _: &str, _: &NewIdentity) -> HvResult<String> {
+        Ok(String::new())
+    }
+    fn definition_changes(&self, _: &str, _: &str) -> HvResult<Vec<String>> {
+        Ok(Vec::new())
+    }
+    fn parse_definition(&self, _: &str) -> HvResult<Definition> {
+        Ok(self.definition())
+    }
+}
+
+#[async_trait]
+impl Storage for Guest {
+    async fn inspect(&self, _: &Layer) -> HvResult<Option<Image>> {
+        refused()
+    }
+    async fn create_overlay(&self, _: &OverlaySpec) -> HvResult<Image> {
+        refused()
+    }
+    async fn remove(&self, _: &Path, _: FileId) -> HvResult<bool> {
+        refused()
+    }
+    async fn commit_offline(&self, _: &Layer, _: &Layer, _: &CancellationToken) -> HvResult<()> {
+        refused()
+    }
+    async fn space(&self, _: &Path) -> HvResult<Space> {
+        Ok(Space { total: 1024 * GIB, free: 1024 * GIB, dev: 0 })
+    }
+    async fn flush(&self, _: &Path) {}
+}
