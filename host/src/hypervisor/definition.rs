@@ -37,6 +37,10 @@ pub(super) fn of(xml: &DomainXml, text: &str) -> HvResult<Definition> {
 fn bare(xml: &DomainXml) -> String {
     let mut xml = xml.clone();
     xml.remove_metadata(MARKER_NAMESPACE);
+    // libvirt leaves an empty element behind where the marker was: that says as little as none.
+    if xml.root().child("metadata").is_some_and(|metadata| metadata.elements().next().is_none()) {
+        xml.root_mut().remove_named("metadata");
+    }
     if let Some(devices) = xml.root_mut().child_mut("devices") {
         for disk in devices.elements_mut() {
             if disk.name() != "disk" || disk.attr("type") != Some("file") {
