@@ -270,6 +270,12 @@ async fn a_job_that_cannot_be_read_keeps_its_subject_and_stops_no_other() {
     let other = second.request(request("db1")).await.unwrap();
     assert_eq!(second.wait(other).await.unwrap().status, JobStatus::Succeeded);
     assert!(second.view(odd).await.unwrap().parked.is_some());
+    second.abandon(odd, who("ann")).await.unwrap();
+    assert_eq!(second.summary(odd).await.unwrap().status, JobStatus::Abandoned);
+    let free = second.request(request("web1")).await.unwrap();
+    assert_eq!(second.wait(free).await.unwrap().status, JobStatus::Succeeded);
+    let third = engine(store.clone(), &fresh);
+    assert!(third.recover().await.unwrap().parked.is_empty(), "given up for good");
 }
 
 #[tokio::test]

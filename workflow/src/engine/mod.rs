@@ -290,11 +290,15 @@ impl Engine {
         self.act(job, Body::SettleRequested { by, how }).await
     }
 
-    /// Gives a job up that needs attention, and frees its subject. What it leaves behind is written down.
+    /// Gives a job up that needs attention or was set aside, and frees its subject. What it leaves behind is written
+    /// down as far as it is known.
     ///
     /// # Errors
     /// When the job does not need attention.
     pub async fn abandon(&self, job: JobId, by: Actor) -> Result<(), Fault> {
+        if self.0.schedule().parked.contains_key(&job) {
+            return self.0.abandon_parked(job, by).await;
+        }
         let left = self
             .view(job)
             .await?
@@ -653,6 +657,34 @@ impl Shared {
         };
         self.idle.notify_waiters();
         ended.map_err(|lost| internal(job, &format!("{lost:?}")))
+    }
+
+    /// A job that this engine cannot read is given up by its summary alone: the event is the last of its stream, and
+    /// nothing of what stands before it is interpreted.
+    async fn abandon_parked(self: &Arc<Self>, job: JobId, by: Actor) -> Result<(), Fault> {
+        let _one = self.admission.lock().await;
+        let stream = StreamId::job(job);
+        let mut summary =
+            self.store.job(job).await.map_err(|e| unreadable(&e))?.ok_or_else(|| log::no_such_job(job))?;
+        let expected = self.store.last(&stream).await.map_err(|e| unreadable(&e))?;
+        let left = vec!["what the job had done so far; this release could not read its history".to_owned()];
+        let event = Event::new(self.clock.now(), self.environment.facts(), Body::JobAbandoned { by, left });
+        summary.apply(&event);
+        summary.seq = expected.next();
+        let records = vec![log::encode(&event).map_err(|e| internal(job, &e))?];
+        let append = Append { stream, expected, records, summary: Some(summary), key: None };
+        self.store
+            .append(append)
+            .await
+            .map_err(|e| Fault::transient(Code::STORE_DAMAGED, "give the job up", job.to_string(), e))?;
+        {
+            let mut schedule = self.schedule();
+            schedule.parked.remove(&job);
+            schedule.holders.retain(|_, holder| *holder != job);
+        }
+        self.pump();
+        self.idle.notify_waiters();
+        Ok(())
     }
 
     async fn driver_ended(self: &Arc<Self>, job: JobId, ended: Ended) {
