@@ -4,5 +4,6 @@ pub mod codes;
 pub mod hypervisor;
 pub mod image;
 pub mod manifest;
+pub mod restore;
 pub mod snapshot;
 pub mod workflows;

@@ -85,6 +85,7 @@ const EXT_BACKING_FORMAT: u32 = 0xE279_2ACA;
 const EXT_FEATURE_NAMES: u32 = 0x6803_F857;
 const EXT_BITMAPS: u32 = 0x2385_2875;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+const AUTOCLEAR_BITMAPS: u8 = 1;
 /// QEMU's own limit for a backing name.
 const LONGEST_NAME: usize = 1023;
 
@@ -212,6 +213,22 @@ impl Header {
     /// # Errors
     /// When the image keeps its data elsewhere, or the name does not fit.
     pub fn with_backing(&self, backing: Option<(&str, Format)>) -> Result<Vec<u8>, Qcow2Error> {
+        self.rewritten(backing, true)
+    }
+
+    /// The same, and the image forgets its persistent bitmaps.
+    ///
+    /// They record what was written to *another* disk since *its* checkpoints, and would come back to life. Their
+    /// clusters stay allocated and belong to nothing then, which `qemu-img check` calls leaked: harmless, and what QEMU
+    /// itself does with bitmaps that it cannot trust.
+    ///
+    /// # Errors
+    /// As for [`Self::with_backing`].
+    pub fn without_bitmaps(&self, backing: Option<(&str, Format)>) -> Result<Vec<u8>, Qcow2Error> {
+        self.rewritten(backing, false)
+    }
+
+    fn rewritten(&self, backing: Option<(&str, Format)>, bitmaps: bool) -> Result<Vec<u8>, Qcow2Error> {
         if self.data_file {
             return Err(Qcow2Error::DataFile);
         }
@@ -221,7 +238,7 @@ impl Header {
         }
         // The table of feature names only makes messages nicer. With the smallest clusters there may be no room for it.
         for with_names in [true, false] {
-            let new = self.build(backing, with_names);
+            let new = self.build(backing, with_names, bitmaps);
             if new.len() as u64 <= self.cluster {
                 return Ok(new);
             }
@@ -229,8 +246,11 @@ impl Header {
         Err(room)
     }
 
-    fn build(&self, backing: Option<(&str, Format)>, with_names: bool) -> Vec<u8> {
+    fn build(&self, backing: Option<(&str, Format)>, with_names: bool, bitmaps: bool) -> Vec<u8> {
         let mut out = self.head.clone();
+        if !bitmaps && let Some(autoclear) = out.get_mut(88..96) {
+            autoclear[7] &= !AUTOCLEAR_BITMAPS;
+        }
         let mut put = |kind: u32, data: &[u8]| {
             out.extend_from_slice(&kind.to_be_bytes());
             out.extend_from_slice(&u32::try_from(data.len()).unwrap_or(0).to_be_bytes());
@@ -242,7 +262,13 @@ impl Header {
             put(EXT_BACKING_FORMAT, format.as_str().as_bytes());
         }
         for (kind, data) in &self.extensions {
-            if *kind != EXT_BACKING_FORMAT && (with_names || *kind != EXT_FEATURE_NAMES) {
+            let keep = match *kind {
+                EXT_BACKING_FORMAT => false,
+                EXT_FEATURE_NAMES => with_names,
+                EXT_BITMAPS => bitmaps,
+                _ => true,
+            };
+            if keep {
                 put(*kind, data);
             }
         }

@@ -158,6 +158,26 @@ fn a_backing_file_can_be_taken_away_and_given_when_the_hypervisor_was_told_to_ig
 }
 
 #[test]
+fn bitmaps_are_forgotten_and_the_image_stays_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("b"), vec![0x5a; 1 << 20]).unwrap();
+    qemu_img(dir, &["create", "-q", "-f", "qcow2", "-b", "b", "-F", "raw", "a", "1M"]);
+    qemu_img(dir, &["bitmap", "--add", "a", "old"]);
+    let before = content(dir, "a");
+    let bytes = header(&dir.join("a")).without_bitmaps(Some(("b", Format::Raw))).unwrap();
+    File::options().write(true).open(dir.join("a")).unwrap().write_all_at(&bytes, 0).unwrap();
+    assert_eq!(header(&dir.join("a")).bitmaps, 0);
+    assert!(!qemu_img(dir, &["info", "a"]).contains("old"));
+    assert!(content(dir, "a") == before);
+    // The same name is free again, and QEMU writes to the image without complaint.
+    qemu_img(dir, &["bitmap", "--add", "a", "old"]);
+    let checked =
+        Command::new("qemu-img").current_dir(dir).args(["check", "-f", "qcow2", "a"]).output().unwrap();
+    assert!(matches!(checked.status.code(), Some(0 | 3)), "{checked:?}");
+}
+
+#[test]
 fn data_in_another_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "-o", "data_file=d", "ext", "1M"]);

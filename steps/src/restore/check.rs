@@ -1,0 +1,369 @@
+//! Everything that can be found out before anything is touched.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vmkeep_workflow::{Code, Fault};
+
+use super::define::find;
+use super::folder::PlaceInput;
+use super::identity::StoredDefinition;
+use super::image::ImageInput;
+use super::memory::GO_COLD;
+use super::options::{RestoreOptions, RestoreSettings};
+use crate::codes;
+use crate::hypervisor::{
+    Definition, DiskDef, DiskDevice, DiskSource, DomainId, DomainRef, HvError, Target, Trouble,
+};
+use crate::image::qemu_img::QemuImg;
+use crate::image::root::{Component, Folder, RelPath, RootError};
+use crate::image::space::{Space, data_bytes};
+use crate::manifest::{self, Depth, Manifest, ManifestError, Stored};
+use crate::snapshot::copy::place_fault;
+use crate::snapshot::{Places, World};
+
+/// What the plan was built on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// The backup's folder.
+    pub backup: PathBuf,
+    /// The hash of its manifest.
+    pub manifest: manifest::Digest,
+    /// The new domain: neither its name nor its UUID exist.
+    pub domain: DomainRef,
+    /// Paths that do not exist.
+    pub free: Vec<PathBuf>,
+}
+
+/// Reads the backup, and looks whether all of it is there.
+pub(super) async fn read_backup(places: &Places, folder: &Path) -> Result<Stored, Fault> {
+    let (places, path) = (places.clone(), folder.to_owned());
+    let object = folder.display().to_string();
+    match tokio::task::spawn_blocking(move || read_now(&places, &path)).await {
+        Ok(read) => read,
+        Err(e) => Err(Fault::permanent(Code::UNDEFINED, "read the backup", object, e)),
+    }
+}
+
+fn read_now(places: &Places, path: &Path) -> Result<Stored, Fault> {
+    let doing = "read the backup";
+    let object = path.display().to_string();
+    let folder =
+        places.roots.open_folder(path).map_err(|e| place_fault(&e, codes::NO_SUCH_BACKUP, doing, &object))?;
+    let stored = manifest::read(&folder).map_err(|e| {
+        let code = match &e {
+            ManifestError::Place(RootError::Missing { .. }) => codes::NO_SUCH_BACKUP,
+            ManifestError::Place(place) => {
+                return place_fault(place, codes::MANIFEST_MISMATCH, doing, &object);
+            }
+            ManifestError::TooNew { .. } => codes::MANIFEST_TOO_NEW,
+            _ => codes::MANIFEST_MISMATCH,
+        };
+        Fault::permanent(code, doing, &object, e)
+    })?;
+    let found = manifest::verify(&folder, &stored, Depth::Quick, &QemuImg::default(), None, &())
+        .map_err(|e| Fault::permanent(codes::MANIFEST_MISMATCH, doing, &object, e))?;
+    let serious: Vec<_> = found.iter().filter(|f| f.problem.serious()).map(ToString::to_string).collect();
+    if serious.is_empty() {
+        return Ok(stored);
+    }
+    let missing = found.iter().any(|f| f.problem == manifest::Problem::Missing);
+    let code = if missing { codes::MISSING_NECESSARY_FILES } else { codes::MANIFEST_MISMATCH };
+    Err(Fault::permanent(code, doing, object, serious.join("; "))
+        .remedy("Use another backup, or bring the files back"))
+}
+
+/// The definition in the backup, as text and as the hypervisor reads it.
+pub(super) async fn definition(
+    world: &World,
+    places: &Places,
+    options: &RestoreOptions,
+    manifest: &Manifest,
+) -> Result<(StoredDefinition, Definition), Fault> {
+    let doing = "read the definition";
+    let name = manifest.definition.inactive.clone();
+    let Some(entry) = manifest.file(&name) else {
+        return Err(Fault::permanent(codes::MANIFEST_MISMATCH, doing, name.to_string(), "it is not listed"));
+    };
+    let stored = StoredDefinition { backup: options.backup.clone(), name, blake3: entry.blake3 };
+    let text = stored.read(places).await?;
+    let parsed = world
+        .hypervisor
+        .parse_definition(&text)
+        .map_err(|e| Fault::permanent(codes::CANNOT_READ_XML_FILE, doing, &manifest.domain.name, e))?;
+    if parsed.devices.nvram.is_some() || parsed.devices.tpm {
+        let cause = "it has UEFI variables or a TPM, whose state is not in the backup";
+        return Err(Fault::permanent(
+            codes::FIRMWARE_STATE_UNSUPPORTED,
+            "restore the domain",
+            &manifest.domain.name,
+            cause,
+        ));
+    }
+    Ok((stored, parsed))
+}
+
+/// Whether name and UUID are free, and libvirt would take the name.
+pub(super) async fn name(world: &World, domain: &DomainRef) -> Result<(), Fault> {
+    let doing = "name the new domain";
+    let name = &domain.name;
+    if name.trim().is_empty() || name.contains(['/', '\n', '\0']) {
+        let cause = "libvirt takes no names that are empty, or contain a slash or the end of a line";
+        return Err(Fault::permanent(codes::USAGE, doing, format!("{name:?}"), cause));
+    }
+    if let Some(cause) = taken(world, domain).await.map_err(|e| look_fault(e, doing, name))? {
+        return Err(Fault::permanent(codes::DOMAIN_EXISTS, doing, name, cause)
+            .remedy("Choose another name: a restore never replaces a domain"));
+    }
+    Ok(())
+}
+
+async fn taken(world: &World, domain: &DomainRef) -> Result<Option<String>, HvError> {
+    let all = world.hypervisor.domains().await?;
+    let found = all.iter().find(|other| other.name == domain.name || other.id == domain.id);
+    Ok(found.map(|other| format!("there is a domain {} ({})", other.name, other.id)))
+}
+
+fn look_fault(e: HvError, doing: &str, object: &str) -> Fault {
+    e.fault(codes::CANNOT_FIND_MACHINE, doing, object)
+}
+
+/// Whether the original is still defined here.
+pub(super) async fn original_exists(world: &World, manifest: &Manifest) -> Result<bool, Fault> {
+    let original = DomainRef { id: DomainId(manifest.domain.uuid), name: manifest.domain.name.clone() };
+    let found = find(world, &original).await;
+    found.map(|found| found.is_some()).map_err(|e| look_fault(e, "look for the original", &original.name))
+}
+
+/// What becomes of the disks that the definition has and the backup has not: those that must go, and what to say.
+///
+/// What only reads stays, if its medium is there. What writes must not be shared with the original.
+pub(super) async fn others(
+    definition: &Definition,
+    manifest: &Manifest,
+    with_memory: bool,
+) -> Result<(Vec<Target>, Vec<String>), Fault> {
+    let (mut without, mut notes) = (Vec::new(), Vec::new());
+    for disk in &definition.disks {
+        if manifest.disk(&disk.target.0).is_some() {
+            continue;
+        }
+        let Some(why) = unfit(disk).await else {
+            if !matches!(disk.source, DiskSource::Empty) {
+                notes.push(format!("Disk {} is the same medium that the original has.", disk.target));
+            }
+            continue;
+        };
+        if with_memory {
+            let cause =
+                format!("the guest's memory expects disk {}, which is not in the backup: {why}", disk.target);
+            return Err(Fault::permanent(
+                codes::MEMORY_INCOMPATIBLE,
+                "restore the domain with its memory",
+                &manifest.domain.name,
+                cause,
+            )
+            .remedy(GO_COLD));
+        }
+        notes.push(format!("Disk {} was left out: {why}.", disk.target));
+        without.push(disk.target.clone());
+    }
+    for disk in &manifest.disks {
+        if definition.disk(&Target(disk.target.clone())).is_none() {
+            let cause = format!("the backup holds disk {}, which its definition does not have", disk.target);
+            return Err(Fault::permanent(
+                codes::MANIFEST_MISMATCH,
+                "read the backup",
+                &manifest.domain.name,
+                cause,
+            ));
+        }
+    }
+    Ok((without, notes))
+}
+
+/// Why a disk that is not in the backup cannot be in the new domain.
+async fn unfit(disk: &DiskDef) -> Option<String> {
+    let only_reads = disk.read_only || matches!(disk.device, DiskDevice::Cdrom | DiskDevice::Floppy);
+    match &disk.source {
+        DiskSource::Empty => None,
+        DiskSource::File(path) | DiskSource::Block(path) if only_reads => {
+            match tokio::fs::metadata(path).await {
+                Ok(_) => None,
+                Err(e) => Some(format!("its medium {} is not there ({e})", path.display())),
+            }
+        }
+        _ if only_reads => None,
+        _ => Some("the original writes to it, and two must not".to_owned()),
+    }
+}
+
+/// Whether the memory image can be used here at all.
+pub(super) async fn memory(
+    world: &World,
+    places: &Places,
+    options: &RestoreOptions,
+    manifest: &Manifest,
+    saved: &manifest::SavedMemory,
+) -> Result<(), Fault> {
+    let doing = "look at the memory image";
+    let object = options.backup.join(saved.file.as_str()).display().to_string();
+    let unknown =
+        |cause: String| Fault::permanent(codes::MEMORY_FORMAT_UNKNOWN, doing, &object, cause).remedy(GO_COLD);
+    if saved.version != 2 || saved.compression == "unknown" {
+        let cause = format!("it is of version {} and compression {:?}", saved.version, saved.compression);
+        return Err(unknown(cause));
+    }
+    let folder = places.roots.open_folder(&options.backup);
+    let folder = folder.map_err(|e| place_fault(&e, codes::CANNOT_READ_STATE_FILE, doing, &object))?;
+    let read = world.hypervisor.memory_image_definition(&folder.path_of(&saved.file)).await;
+    read.map_err(|e| match e.trouble {
+        Trouble::Unreachable | Trouble::TimedOut => look_fault(e, doing, &object),
+        _ => unknown(e.to_string()),
+    })?;
+    let here = world.hypervisor.environment().await.map_err(|e| look_fault(e, doing, &object))?;
+    if let (Some(then), Some(now)) = (&manifest.host.qemu, here.get("qemu"))
+        && let (Some(made), Some(present)) = (version(then), version(now))
+        && made > present
+    {
+        let cause = format!("it was written by QEMU {then}, this one is {now}");
+        return Err(Fault::permanent(codes::MEMORY_INCOMPATIBLE, doing, object, cause).remedy(GO_COLD));
+    }
+    Ok(())
+}
+
+/// Major and minor number: what counts for whether a memory image is understood.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
+/// The folders that are needed, and what of them is missing; nothing may be where an image goes; and there is room.
+pub(super) async fn room(
+    places: &Places,
+    settings: RestoreSettings,
+    images: &[ImageInput],
+    memory: Option<(PathBuf, u64)>,
+) -> Result<Vec<PlaceInput>, Fault> {
+    let (places, images) = (places.clone(), images.to_vec());
+    match tokio::task::spawn_blocking(move || room_now(&places, settings, &images, memory)).await {
+        Ok(found) => found,
+        Err(e) => Err(Fault::permanent(Code::UNDEFINED, "find a place for the disks", String::new(), e)),
+    }
+}
+
+fn room_now(
+    places: &Places,
+    settings: RestoreSettings,
+    images: &[ImageInput],
+    memory: Option<(PathBuf, u64)>,
+) -> Result<Vec<PlaceInput>, Fault> {
+    let doing = "find a place for the disks";
+    let mut found: Vec<PlaceInput> = Vec::new();
+    let mut needed: BTreeMap<u64, (u64, Space, PathBuf)> = BTreeMap::new();
+    let wants = images
+        .iter()
+        .map(|image| Ok((image.folder.clone(), Some(image.name.clone()), data_of(places, image)?)))
+        .chain(memory.map(|(folder, bytes)| Ok((folder, None, bytes))));
+    for want in wants {
+        let (folder, name, bytes) = want?;
+        let object = folder.display().to_string();
+        let fault = |e: &RootError| place_fault(e, codes::CANNOT_WRITE_TO_BACKUP_LOCATION, doing, &object);
+        let (open, missing) = nearest(places, &folder).map_err(|e| fault(&e))?;
+        if let Some(name) = name
+            && missing.is_empty()
+            && open.stat(&name).map_err(|e| fault(&e))?.is_some()
+        {
+            let path = open.path_of(&name).display().to_string();
+            return Err(Fault::permanent(codes::BACKUP_EXISTS, doing, path, "something is there already")
+                .remedy("Choose another place: nothing is ever overwritten"));
+        }
+        let stat = rustix::fs::fstat(&open)
+            .map_err(|e| Fault::permanent(codes::NO_DISK_SPACE_INFORMATION, doing, &object, e))?;
+        let space = open.space().map_err(|e| fault(&e))?;
+        let entry = needed.entry(stat.st_dev).or_insert_with(|| (0, space, folder.clone()));
+        entry.0 = entry.0.saturating_add(bytes);
+        if !found.iter().any(|place| place.folder == folder) {
+            found.push(PlaceInput { folder, missing });
+        }
+    }
+    for (bytes, space, folder) in needed.into_values() {
+        if !settings.targets.allows(space, bytes) {
+            let must_stay = settings.targets.mark(space.total);
+            let cause =
+                format!("{bytes} bytes are needed and {must_stay} must stay free, {} are free", space.free);
+            return Err(Fault::permanent(
+                codes::NOT_ENOUGH_DISK_SPACE,
+                doing,
+                folder.display().to_string(),
+                cause,
+            )
+            .remedy("Make room there, or choose another place"));
+        }
+    }
+    Ok(found)
+}
+
+/// Bytes that the restored image will take.
+fn data_of(places: &Places, image: &ImageInput) -> Result<u64, Fault> {
+    let doing = "read the backup";
+    let object = image.wanted.backup.join(image.wanted.name.as_str()).display().to_string();
+    let fault =
+        |e: &dyn std::fmt::Display| Fault::permanent(codes::MISSING_NECESSARY_FILES, doing, &object, e);
+    let folder = places.roots.open_folder(&image.wanted.backup).map_err(|e| fault(&e))?;
+    let file = folder.open_file(&RelPath::from(image.wanted.name.clone())).map_err(|e| fault(&e))?;
+    data_bytes(&file).map_err(|e| fault(&e))
+}
+
+/// The deepest folder on the way that exists, and those below it that are missing, from the top down.
+fn nearest(places: &Places, folder: &Path) -> Result<(Folder, Vec<PathBuf>), RootError> {
+    let mut missing = Vec::new();
+    let mut at = folder;
+    loop {
+        match places.roots.open_folder(at) {
+            Ok(open) => {
+                missing.reverse();
+                return Ok((open, missing));
+            }
+            Err(RootError::Missing { path }) => {
+                missing.push(at.to_owned());
+                at = at.parent().ok_or(RootError::Missing { path })?;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+impl Facts {
+    /// What differs from when the plan was made, if anything does.
+    pub(super) async fn differ(&self, world: &World, places: &Places) -> Result<Option<String>, Fault> {
+        let there = read_backup(places, &self.backup).await;
+        match there {
+            Ok(stored) if stored.hash == self.manifest => {}
+            Ok(_) => return Ok(Some("the backup's manifest has changed".to_owned())),
+            Err(fault) => return Ok(Some(fault.to_string())),
+        }
+        let doing = "look for the new domain";
+        if let Some(cause) =
+            taken(world, &self.domain).await.map_err(|e| look_fault(e, doing, &self.domain.name))?
+        {
+            return Ok(Some(cause));
+        }
+        let (places, free) = (places.clone(), self.free.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            free.into_iter().find(|path| {
+                let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+                else {
+                    return false;
+                };
+                let Ok(name) = Component::new(name) else { return false };
+                places.roots.open_folder(folder).and_then(|f| f.stat(&name)).is_ok_and(|s| s.is_some())
+            })
+        });
+        match looked.await {
+            Ok(found) => Ok(found.map(|path| format!("{} exists now", path.display()))),
+            Err(e) => Err(Fault::transient(Code::UNDEFINED, doing, String::new(), e)),
+        }
+    }
+}

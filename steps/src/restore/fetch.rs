@@ -1,0 +1,396 @@
+//! Bringing one file of a backup to its new place: checked, resumable, and never in anybody's way.
+//!
+//! The file is written beside its place under a name that holds the job's id, so whatever bears that name is ours. Its
+//! content is hashed as it is read and compared with the manifest; only then, and only if nothing has the final name,
+//! is it renamed. Between the two a note with the file's inode is stored, so after a crash the file under the final
+//! name can be told from one that somebody else put there meanwhile. Nothing is ever overwritten, and nothing is
+//! removed that is not known to be ours.
+
+use std::path::PathBuf;
+
+use rustix::fs::Stat;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use vmkeep_workflow::progress::Progress;
+use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
+
+use crate::codes;
+use crate::image::chain::Neighbour;
+use crate::image::copy::{
+    self, Control, CopyError, Identity, Observer, Options, ResumeToken, SourceFile, Start, Throttle,
+};
+use crate::image::qcow2::{Format, Header};
+use crate::image::root::{Component, Folder, RelPath, RootError};
+use crate::manifest::Digest;
+use crate::snapshot::Places;
+use crate::snapshot::copy::place_fault;
+
+const DOING: &str = "restore the file";
+
+/// A file of the backup, as the manifest describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The backup's folder.
+    pub backup: PathBuf,
+    /// Its name there.
+    pub name: Component,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The hash of its content.
+    pub blake3: Digest,
+}
+
+/// A restored file. Durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Which file that is, and as of when: as long as this holds nobody has written to it.
+    pub identity: Identity,
+    /// The hash of its content. The manifest's, unless its beginning had to be changed.
+    pub blake3: Digest,
+}
+
+/// What is stored while a file is under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "stage", content = "data", rename_all = "snake_case")]
+enum Stage {
+    /// Nothing that could be used.
+    Nothing,
+    /// Being copied; the copy's own token.
+    Copying(Value),
+    /// Copied and checked; to be given its name, or named already.
+    Placing(Restored),
+}
+
+impl Stage {
+    fn parse(value: Option<&Value>) -> Self {
+        value.and_then(|v| Self::deserialize(v).ok()).unwrap_or(Self::Nothing)
+    }
+}
+
+/// How the beginning of the file changes on the way.
+pub(super) enum Head {
+    /// An image: it names other neighbours, and forgets its bitmaps.
+    Image { format: Format, virtual_size: u64, backing: Option<Neighbour> },
+    /// These bytes.
+    Bytes(Vec<u8>),
+}
+
+/// A file on its way.
+pub(super) struct Fetch {
+    pub(super) places: Places,
+    pub(super) wanted: Wanted,
+    /// The folder that it goes to.
+    pub(super) folder: PathBuf,
+    /// Its name there; without one it keeps the name that it is written under.
+    pub(super) name: Option<Component>,
+    pub(super) head: Head,
+    pub(super) bandwidth: u64,
+}
+
+/// The name under which a job writes a file.
+pub(super) fn aside(job: JobId, what: &str) -> Component {
+    let digest = blake3::hash(what.as_bytes()).to_hex();
+    Component::literal(format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16]))
+}
+
+fn same(stat: Option<&Stat>, identity: &Identity) -> bool {
+    stat.is_some_and(|stat| Identity::from_stat(stat).same_file(identity))
+}
+
+fn place(e: &RootError, object: &str) -> Fault {
+    place_fault(e, codes::CANNOT_WRITE_TO_BACKUP_LOCATION, DOING, object)
+}
+
+impl Fetch {
+    fn key(&self) -> &str {
+        self.name.as_ref().unwrap_or(&self.wanted.name).as_str()
+    }
+
+    fn object(&self) -> String {
+        self.folder.join(self.key()).display().to_string()
+    }
+
+    /// Does it, on a blocking thread.
+    pub(super) async fn run(self, cx: &StepContext) -> Result<Restored, Fault> {
+        let object = self.object();
+        let watch = Watch {
+            progress: cx.progress.clone(),
+            stop: cx.stop.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let (job, resume) = (cx.job, Stage::parse(cx.resume.as_ref()));
+        let saved = Stage::parse(cx.progress.saved().as_ref());
+        let work = tokio::task::spawn_blocking(move || self.work(job, resume, saved, &watch));
+        match work.await {
+            Ok(done) => done,
+            Err(e) => Err(Fault::permanent(Code::UNDEFINED, DOING, object, e)),
+        }
+    }
+
+    fn work(&self, job: JobId, resume: Stage, saved: Stage, watch: &Watch) -> Result<Restored, Fault> {
+        let object = self.object();
+        let folder = self.places.roots.open_folder(&self.folder).map_err(|e| place(&e, &object))?;
+        let aside = aside(job, self.key());
+        if let Stage::Placing(restored) = &saved {
+            let restored = restored.clone();
+            let named = self.name.as_ref().map_or(Ok(None), |name| folder.stat(name));
+            if same(named.map_err(|e| place(&e, &object))?.as_ref(), &restored.identity) {
+                folder.sync().map_err(|e| place(&e, &object))?;
+                return Ok(restored);
+            }
+            let written = folder.stat(&aside).map_err(|e| place(&e, &object))?;
+            if same(written.as_ref(), &restored.identity) {
+                return self.put_in_place(&folder, &aside, restored);
+            }
+        }
+        if let Some(name) = &self.name
+            && folder.stat(name).map_err(|e| place(&e, &object))?.is_some()
+        {
+            return Err(self.taken());
+        }
+        // An attempt that failed by itself is repeated without a probe; what it made durable still counts.
+        let resume = if matches!(resume, Stage::Copying(_)) { resume } else { saved };
+        let restored = self.copy(&folder, &aside, resume, watch)?;
+        watch.save(&Stage::Placing(restored.clone()))?;
+        self.put_in_place(&folder, &aside, restored)
+    }
+
+    fn taken(&self) -> Fault {
+        Fault::permanent(codes::BACKUP_EXISTS, DOING, self.object(), "something of that name exists already")
+            .remedy("Choose another place: nothing is ever overwritten")
+    }
+
+    fn copy(
+        &self,
+        folder: &Folder,
+        aside: &Component,
+        resume: Stage,
+        watch: &Watch,
+    ) -> Result<Restored, Fault> {
+        let source = self.open()?;
+        let header = self.header(&source)?;
+        let options = Options { header, throttle: Throttle::new(self.bandwidth), ..Options::default() };
+        let token = match &resume {
+            Stage::Copying(token) => ResumeToken::parse(token),
+            Stage::Nothing | Stage::Placing(_) => None,
+        };
+        // Whatever bears this job's name is this job's: it may always be written anew.
+        let start = token.map_or(Start::Again, |token| Start::Resume(Box::new(token)));
+        let copied = match copy::copy(&source, folder, aside, start, &options, watch) {
+            Err(CopyError::StaleToken { why }) => {
+                tracing::info!(why, "the copy begins anew");
+                copy::copy(&source, folder, aside, Start::Again, &options, watch)
+            }
+            done => done,
+        };
+        let copied = match copied {
+            Ok(copied) => copied,
+            Err(e) => {
+                if matches!(e, CopyError::Sync { .. }) {
+                    // What is durable of it is not known any more.
+                    watch.save(&Stage::Nothing)?;
+                }
+                return Err(self.fault(e));
+            }
+        };
+        if Digest(copied.source_hash) != self.wanted.blake3 {
+            watch.save(&Stage::Nothing)?;
+            folder.remove_file(aside).map_err(|e| place(&e, &self.object()))?;
+            return Err(Fault::permanent(
+                codes::CORRUPT_DISK_IMAGE_FOUND,
+                DOING,
+                source.path().display().to_string(),
+                format!(
+                    "its hash is {}, the manifest says {}",
+                    Digest(copied.source_hash),
+                    self.wanted.blake3
+                ),
+            )
+            .remedy("The backup is damaged: check its storage, and restore another one"));
+        }
+        let name = self.name.as_ref().unwrap_or(aside);
+        Ok(Restored { path: folder.path_of(name), identity: copied.copy, blake3: copied.hash.into() })
+    }
+
+    fn put_in_place(
+        &self,
+        folder: &Folder,
+        aside: &Component,
+        restored: Restored,
+    ) -> Result<Restored, Fault> {
+        if let Some(name) = &self.name {
+            match folder.rename(aside, name) {
+                Ok(()) => {}
+                Err(RootError::Exists { .. }) => return Err(self.taken()),
+                Err(e) => return Err(place(&e, &self.object()).class(Class::Transient).in_doubt()),
+            }
+        }
+        folder.sync().map_err(|e| place(&e, &self.object()).class(Class::Transient).in_doubt())?;
+        Ok(restored)
+    }
+
+    fn open(&self) -> Result<SourceFile, Fault> {
+        let path = self.wanted.backup.join(self.wanted.name.as_str());
+        let object = path.display().to_string();
+        let missing =
+            |e: &RootError| place_fault(e, codes::MISSING_NECESSARY_FILES, "read the backup", &object);
+        let folder = self.places.roots.open_folder(&self.wanted.backup).map_err(|e| missing(&e))?;
+        let file = folder.open_file(&RelPath::from(self.wanted.name.clone())).map_err(|e| missing(&e))?;
+        let source = SourceFile::from_file(file, path).map_err(|e| self.fault(e))?;
+        let found = source.identity().size;
+        if found != self.wanted.size {
+            let cause = format!("it has {found} bytes, the manifest says {}", self.wanted.size);
+            return Err(Fault::permanent(codes::MANIFEST_MISMATCH, "read the backup", object, cause));
+        }
+        Ok(source)
+    }
+
+    /// The bytes that replace the beginning. A header that lies is found here, before a hypervisor sees it.
+    fn header(&self, source: &SourceFile) -> Result<Vec<u8>, Fault> {
+        let Head::Image { format, virtual_size, backing } = &self.head else {
+            let Head::Bytes(bytes) = &self.head else { return Ok(Vec::new()) };
+            return Ok(bytes.clone());
+        };
+        if *format == Format::Raw {
+            return Ok(Vec::new());
+        }
+        let object = source.path().display().to_string();
+        let mismatch = |cause: String| {
+            Fault::permanent(codes::MANIFEST_MISMATCH, "read the image's header", object.clone(), cause)
+        };
+        let header = Header::read(source.file()).map_err(|e| mismatch(e.to_string()))?;
+        if header.data_file {
+            return Err(mismatch("its data lies in another file".to_owned()));
+        }
+        if header.virtual_size != *virtual_size {
+            let cause = format!("a disk of {} bytes, not {virtual_size}", header.virtual_size);
+            return Err(mismatch(cause));
+        }
+        let names = backing.as_ref().map(|n| (n.name.as_str(), n.format));
+        if header.names(names) && header.bitmaps == 0 {
+            return Ok(Vec::new());
+        }
+        header.without_bitmaps(names).map_err(|e| mismatch(e.to_string()))
+    }
+
+    fn fault(&self, e: CopyError) -> Fault {
+        let object = self.object();
+        let permanent = |code, e: CopyError| Fault::permanent(code, DOING, object.clone(), e);
+        match e {
+            CopyError::Stopped { .. } => Fault::stopped(DOING, object),
+            CopyError::NoSpace { .. } => {
+                permanent(codes::NOT_ENOUGH_DISK_SPACE, e).remedy("Make room there, or choose another place")
+            }
+            CopyError::SourceChanged { .. } | CopyError::SourceShrunk { .. } => {
+                permanent(codes::MANIFEST_MISMATCH, e)
+            }
+            CopyError::Place(e) => place(&e, &object),
+            CopyError::Internal { .. } => permanent(Code::UNDEFINED, e),
+            e @ (CopyError::Read { .. } | CopyError::Write { .. } | CopyError::Sync { .. }) => {
+                permanent(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, e).class(Class::Transient)
+            }
+            e => permanent(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, e),
+        }
+    }
+
+    /// Where it stands. Changes nothing.
+    pub(super) async fn probe(self, cx: &StepContext) -> Verdict<Restored> {
+        if cx.still_running {
+            return Verdict::InFlight("the file is being copied".to_owned());
+        }
+        let saved = cx.progress.saved();
+        let job = cx.job;
+        let looked = tokio::task::spawn_blocking(move || self.look(job, saved)).await;
+        looked.unwrap_or_else(|e| Verdict::Unknown(e.to_string()))
+    }
+
+    fn look(&self, job: JobId, saved: Option<Value>) -> Verdict<Restored> {
+        let folder = match self.places.roots.open_folder(&self.folder) {
+            Ok(folder) => folder,
+            Err(RootError::Missing { .. }) => return Verdict::NotDone,
+            Err(e) => return Verdict::Unknown(e.to_string()),
+        };
+        let aside = aside(job, self.key());
+        match (Stage::parse(saved.as_ref()), saved) {
+            (Stage::Placing(restored), _) => {
+                let name = self.name.as_ref().unwrap_or(&aside);
+                match folder.stat(name) {
+                    Ok(stat) if same(stat.as_ref(), &restored.identity) => match folder.sync() {
+                        Ok(()) => Verdict::Done(restored),
+                        Err(e) => Verdict::Unknown(e.to_string()),
+                    },
+                    Ok(_) => Verdict::NotDone,
+                    Err(e) => Verdict::Unknown(e.to_string()),
+                }
+            }
+            (Stage::Copying(token), Some(saved)) => match (ResumeToken::parse(&token), folder.stat(&aside)) {
+                (Some(token), Ok(Some(stat))) if token.fits_target(&stat) => Verdict::Partial(saved),
+                (_, Err(e)) => Verdict::Unknown(e.to_string()),
+                _ => Verdict::NotDone,
+            },
+            _ => Verdict::NotDone,
+        }
+    }
+
+    /// Removes what this job made, and only that.
+    pub(super) async fn undo(self, cx: &StepContext, output: Option<Restored>) -> Result<(), Fault> {
+        let (job, object) = (cx.job, self.object());
+        let gone = tokio::task::spawn_blocking(move || self.remove(job, output.as_ref())).await;
+        match gone {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                let fault = place_fault(&e, codes::CANNOT_REMOVE_FILE, "remove the restored file", &object);
+                Err(fault.class(Class::Transient))
+            }
+            Err(e) => Err(Fault::permanent(Code::UNDEFINED, "remove the restored file", object, e)),
+        }
+    }
+
+    fn remove(&self, job: JobId, output: Option<&Restored>) -> Result<(), RootError> {
+        let folder = match self.places.roots.open_folder(&self.folder) {
+            Err(RootError::Missing { .. }) => return Ok(()),
+            folder => folder?,
+        };
+        folder.remove_file(&aside(job, self.key()))?;
+        if let (Some(name), Some(restored)) = (&self.name, output)
+            && same(folder.stat(name)?.as_ref(), &restored.identity)
+        {
+            folder.remove_file(name)?;
+        }
+        folder.sync()
+    }
+}
+
+/// Carries news from the copying threads to the engine, and wishes back.
+struct Watch {
+    progress: Progress,
+    stop: CancellationToken,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Watch {
+    fn save(&self, stage: &Stage) -> Result<(), Fault> {
+        self.runtime.block_on(self.progress.save(stage))
+    }
+}
+
+impl Observer for Watch {
+    fn control(&self) -> Control {
+        if self.stop.is_cancelled() { Control::Stop } else { Control::Continue }
+    }
+
+    fn progress(&self, done: u64, total: u64) {
+        self.progress.report(done, total, "bytes");
+    }
+
+    fn durable(&self, token: &ResumeToken) {
+        let saved = serde_json::to_value(token).map(Stage::Copying).map(|stage| self.save(&stage));
+        if !matches!(saved, Ok(Ok(()))) {
+            // Then a later attempt begins earlier; nothing else is lost.
+            tracing::warn!("how far the copy is was not stored");
+        }
+    }
+}

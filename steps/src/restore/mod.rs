@@ -1,0 +1,41 @@
+//! `restore`: a backup becomes a new domain, beside whatever there is.
+//!
+//! Nothing of the original is touched, and nothing that exists is overwritten: new name, new UUID, new addresses, new
+//! files. Original and restored domain may run at once. The rows of these steps stand in `STEPS.md`.
+//!
+//! ```text
+//! folder/N ─┬─ image/FILE … ─┬─ define ── [start ── [resume]] ── settle
+//!           └─ [memory] ─────┘                        ║
+//!                                            point of no return
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`options`], [`workflow`], `layout`, `check` | what is asked for, and the plan |
+//! | [`fetch`] | one file: checked, resumable, never in anybody's way |
+//! | [`folder`], [`image`], [`memory`], [`define`], [`start`], [`resume`], [`settle`] | the steps |
+//! | [`identity`] | who the new domain is |
+//!
+//! **With memory** the guest goes on where it was, and still believes in its old identity: host name, addresses,
+//! machine id. That is why its cables are out unless the original is gone or the caller says otherwise.
+
+mod check;
+pub mod define;
+pub mod fetch;
+pub mod folder;
+pub mod identity;
+pub mod image;
+mod layout;
+pub mod memory;
+pub mod options;
+pub mod resume;
+pub mod settle;
+pub mod start;
+pub mod workflow;
+
+pub use options::{RestoreOptions, RestoreSettings, Then};
+pub use settle::Report;
+pub use workflow::Restore;
+
+#[cfg(test)]
+mod tests;
