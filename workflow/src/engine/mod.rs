@@ -14,21 +14,21 @@ mod attempt;
 mod clock;
 mod driver;
 pub(crate) mod log;
+mod schedule;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::event::{Actor, Body, Event, IfBusy, JobRequest, Settle};
-use crate::fault::{Class, Code, Fault};
-use crate::ids::{JobId, Phase, Seq, StepName, StreamId};
-use crate::journal::{Append, AppendError, EventStore, JobFilter, Reserve, StoreError};
+use crate::fault::{Code, Fault};
+use crate::ids::{JobId, Seq, StreamId};
+use crate::journal::{Append, EventStore, JobFilter, Reserve};
 use crate::plan::Plan;
-use crate::progress::ProgressRow;
 use crate::state::State;
 use crate::step::{PlanContext, Registry, Workflow};
 use crate::summary::{JobStatus, JobSummary};
@@ -36,8 +36,9 @@ use crate::summary::{JobStatus, JobSummary};
 pub use clock::{Clock, Environment, NoEnvironment, SystemClock};
 pub use view::{JobView, StepState, StepView};
 
-use driver::{Ended, Handle, Message, Start};
+use driver::{Message, Start};
 use log::Log;
+use schedule::{Queued, Shared, internal, unfoldable, unreadable};
 
 /// How many jobs run at once.
 #[derive(Clone, Debug)]
@@ -77,40 +78,6 @@ pub struct Recovery {
     pub resumed: Vec<JobId>,
     /// Jobs that this engine cannot read; they keep their subjects and are otherwise left alone.
     pub parked: Vec<(JobId, Fault)>,
-}
-
-#[derive(Default)]
-struct Schedule {
-    holders: HashMap<String, JobId>,
-    queue: VecDeque<Queued>,
-    drivers: HashMap<JobId, Running>,
-    parked: HashMap<JobId, Fault>,
-    draining: bool,
-}
-
-struct Queued {
-    job: JobId,
-    start: Start,
-    exclusive: bool,
-}
-
-struct Running {
-    handle: Handle,
-    subject: Option<String>,
-    limits: Vec<String>,
-}
-
-struct Shared {
-    store: Arc<dyn EventStore>,
-    registry: Registry,
-    clock: Arc<dyn Clock>,
-    environment: Arc<dyn Environment>,
-    limits: Limits,
-    on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
-    schedule: Mutex<Schedule>,
-    /// Admissions one after the other: whether a subject is free and that a request claims it is one decision.
-    admission: tokio::sync::Mutex<()>,
-    idle: tokio::sync::Notify,
 }
 
 /// The engine. Cheap to clone; all clones are the same engine.
@@ -451,286 +418,4 @@ impl Engine {
             changed.await;
         }
     }
-}
-
-impl Shared {
-    fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn handle(&self, job: JobId) -> Option<Handle> {
-        self.schedule().drivers.get(&job).map(|running| running.handle.clone())
-    }
-
-    fn workflow(&self, request: &JobRequest) -> Result<Arc<dyn Workflow>, Fault> {
-        self.registry.find_workflow(&request.workflow).ok_or_else(|| {
-            let known: Vec<_> = self.registry.workflow_names().iter().map(ToString::to_string).collect();
-            Fault::permanent(
-                Code::UNKNOWN_STEP_KIND,
-                "start a job",
-                request.subject.label.clone(),
-                format!("there is no workflow {}", request.workflow),
-            )
-            .remedy(format!("Known workflows: {}", known.join(", ")))
-        })
-    }
-
-    async fn make_plan(&self, cx: PlanContext) -> Result<Plan, Fault> {
-        let workflow = self.workflow(&cx.request)?;
-        let plan = workflow.plan(&cx).await?;
-        let label = cx.request.subject.label.clone();
-        if let Some(step) = plan.steps.iter().find(|step| !self.registry.knows(&step.kind)) {
-            let cause =
-                format!("the plan names the step kind {}, which this release does not have", step.kind);
-            return Err(Fault::permanent(Code::UNKNOWN_STEP_KIND, "plan the job", label, cause));
-        }
-        match plan.clone().compile() {
-            Ok(_) => Ok(plan),
-            Err(e) => Err(Fault::permanent(Code::UNDEFINED, "plan the job", label, e)),
-        }
-    }
-
-    async fn same_request(&self, stream: &StreamId, request: &JobRequest) -> Result<JobId, Fault> {
-        let taken = |cause: &str| {
-            Fault::permanent(Code::DUPLICATE_KEY, "start a job", request.subject.label.clone(), cause)
-                .remedy("Use a new key for a new request")
-        };
-        let job = stream.as_job().ok_or_else(|| taken("the key belongs to something that is not a job"))?;
-        let events = log::history(&*self.store, job).await?;
-        match events.first().map(|(_, event)| &event.body) {
-            Some(Body::JobRequested(before))
-                if before.workflow == request.workflow
-                    && before.subject == request.subject
-                    && before.options == request.options =>
-            {
-                Ok(job)
-            }
-            _ => Err(taken(&format!("the key was used for another request, job {job}"))),
-        }
-    }
-
-    fn not_accepted(&self, request: &JobRequest, error: &AppendError) -> Fault {
-        if let AppendError::Fatal(why) = error {
-            (self.on_fatal)(why);
-        }
-        let code = if matches!(error, AppendError::Full(_)) {
-            Code::STORE_RESERVE_SPENT
-        } else {
-            Code::STORE_DAMAGED
-        };
-        Fault::transient(code, "store the request", request.subject.label.clone(), error)
-            .remedy("Nothing was started. See to the state folder's file system, then ask again")
-    }
-
-    /// Refuses a request whose subject is held or already asked for.
-    fn refuse_busy(&self, request: &JobRequest) -> Result<(), Fault> {
-        let schedule = self.schedule();
-        let subject = &request.subject.id;
-        let queued = schedule.queue.iter().find(|queued| {
-            queued.exclusive
-                && queued.start.log.state.request().is_some_and(|waiting| waiting.subject.id == *subject)
-        });
-        let holder = schedule.holders.get(subject).copied().or_else(|| queued.map(|queued| queued.job));
-        let Some(holder) = holder else { return Ok(()) };
-        let status = schedule.drivers.get(&holder).map(|running| running.handle.summary.borrow().status);
-        let parked = schedule.parked.contains_key(&holder);
-        let label = request.subject.label.clone();
-        Err(if parked || status == Some(JobStatus::NeedsAttention) {
-            Fault::permanent(Code::NEEDS_ATTENTION, "start a job", label, format!("job {holder} on it needs attention"))
-                .remedy(format!(
-                    "`vmkeep job show {holder}` says what is left; then `vmkeep job settle {holder}` or `vmkeep job abandon {holder}`"
-                ))
-        } else {
-            Fault::transient(Code::SUBJECT_BUSY, "start a job", label, format!("job {holder} works on it"))
-                .remedy(format!("Wait for it (`vmkeep job watch {holder}`), or ask with --queue"))
-        })
-    }
-
-    /// Reads a job of an earlier engine.
-    async fn take_over(self: &Arc<Self>, summary: JobSummary) -> Result<(Start, bool), Fault> {
-        let job = summary.job;
-        let events = log::history(&*self.store, job).await?;
-        let state = State::fold(events.iter().map(|(_, event)| event))
-            .map_err(|e| unfoldable(job, &e.to_string()))?;
-        let exclusive =
-            self.registry.find_workflow(&summary.workflow).is_none_or(|workflow| workflow.exclusive());
-        let mut started_in = HashMap::<(StepName, Phase), _>::new();
-        for (_, event) in &events {
-            if let Body::StepStarted { step, phase, .. } = &event.body {
-                started_in.insert((step.clone(), *phase), Arc::new(event.env.clone()));
-            }
-        }
-        let rows = self.store.rows(job).await.map_err(|e| unreadable(&e))?;
-        let tokens = rows
-            .into_iter()
-            .filter_map(|(name, value)| {
-                Some((name, serde_json::from_value::<ProgressRow>(value).ok()?.token?))
-            })
-            .collect();
-        let recovered = state.plan().is_some();
-        // The summary may be a projection of a damaged store; the fold is the truth that goes on from here.
-        let mut fresh =
-            JobSummary::first(job, &events[0].1).ok_or_else(|| unfoldable(job, "it has no request"))?;
-        events[1..].iter().for_each(|(_, event)| fresh.apply(event));
-        Ok((
-            Start { log: Log::new(self.clone(), job, state, fresh), recovered, started_in, tokens },
-            exclusive,
-        ))
-    }
-
-    /// Starts a job's driver and takes its lock.
-    fn run(self: &Arc<Self>, job: JobId, start: Start, exclusive: bool) {
-        let request = start.log.state.request().cloned();
-        let subject = request.as_ref().filter(|_| exclusive).map(|request| request.subject.id.clone());
-        let limits = request.map(|request| request.limits.clone()).unwrap_or_default();
-        let mut schedule = self.schedule();
-        if let Some(subject) = &subject {
-            schedule.holders.insert(subject.clone(), job);
-        }
-        let handle = driver::spawn(self, job, start);
-        schedule.drivers.insert(job, Running { handle, subject, limits });
-        drop(schedule);
-        self.idle.notify_waiters();
-    }
-
-    /// Starts what may start: in the order of the requests, past those that have to wait.
-    fn pump(self: &Arc<Self>) {
-        loop {
-            let next = {
-                let mut schedule = self.schedule();
-                if schedule.draining || schedule.drivers.len() >= self.limits.running {
-                    return;
-                }
-                let free = schedule.queue.iter().position(|queued| self.may_run(&schedule, queued));
-                free.and_then(|at| schedule.queue.remove(at))
-            };
-            let Some(Queued { job, start, exclusive }) = next else { return };
-            self.run(job, start, exclusive);
-        }
-    }
-
-    fn may_run(&self, schedule: &Schedule, queued: &Queued) -> bool {
-        let Some(request) = queued.start.log.state.request() else { return true };
-        let free = !queued.exclusive || !schedule.holders.contains_key(&request.subject.id);
-        free && request.limits.iter().all(|name| {
-            let most = self.limits.named.get(name).copied().unwrap_or(usize::MAX);
-            schedule.drivers.values().filter(|running| running.limits.contains(name)).count() < most
-        })
-    }
-
-    /// An act on a job that waits: it gets its driver at once, without a lock, which a job without a plan never needs.
-    async fn act_on_queued(self: &Arc<Self>, job: JobId, body: Body) -> Result<(), Fault> {
-        if !matches!(body, Body::CancelRequested(_)) {
-            return Err(Fault::permanent(
-                Code::INVALID_STATE,
-                "act on the job",
-                job.to_string(),
-                "it has not started yet",
-            )
-            .remedy("A waiting job can only be cancelled"));
-        }
-        let _one = self.admission.lock().await;
-        let found = {
-            let mut schedule = self.schedule();
-            let at = schedule.queue.iter().position(|queued| queued.job == job);
-            at.and_then(|at| schedule.queue.remove(at))
-        };
-        let Some(mut queued) = found else {
-            return Err(Fault::transient(
-                Code::INVALID_STATE,
-                "act on the job",
-                job.to_string(),
-                "it has just started",
-            )
-            .remedy("Ask again"));
-        };
-        let by = match &body {
-            Body::CancelRequested(by) => by.clone(),
-            _ => Actor::default(),
-        };
-        let cancelled = queued.start.log.append(vec![body]).await;
-        let ended = match cancelled {
-            Ok(()) => {
-                queued.start.log.append(vec![Body::JobRolledBack(crate::event::Cause::Cancel(by))]).await
-            }
-            lost => lost,
-        };
-        self.idle.notify_waiters();
-        ended.map_err(|lost| internal(job, &format!("{lost:?}")))
-    }
-
-    /// A job that this engine cannot read is given up by its summary alone: the event is the last of its stream, and
-    /// nothing of what stands before it is interpreted.
-    async fn abandon_parked(self: &Arc<Self>, job: JobId, by: Actor) -> Result<(), Fault> {
-        let _one = self.admission.lock().await;
-        let stream = StreamId::job(job);
-        let mut summary =
-            self.store.job(job).await.map_err(|e| unreadable(&e))?.ok_or_else(|| log::no_such_job(job))?;
-        let expected = self.store.last(&stream).await.map_err(|e| unreadable(&e))?;
-        let left = vec!["what the job had done so far; this release could not read its history".to_owned()];
-        let event = Event::new(self.clock.now(), self.environment.facts(), Body::JobAbandoned { by, left });
-        summary.apply(&event);
-        summary.seq = expected.next();
-        let records = vec![log::encode(&event).map_err(|e| internal(job, &e))?];
-        let append = Append { stream, expected, records, summary: Some(summary), key: None };
-        self.store
-            .append(append)
-            .await
-            .map_err(|e| Fault::transient(Code::STORE_DAMAGED, "give the job up", job.to_string(), e))?;
-        {
-            let mut schedule = self.schedule();
-            schedule.parked.remove(&job);
-            schedule.holders.retain(|_, holder| *holder != job);
-        }
-        self.pump();
-        self.idle.notify_waiters();
-        Ok(())
-    }
-
-    async fn driver_ended(self: &Arc<Self>, job: JobId, ended: Ended) {
-        if matches!(ended, Ended::Job)
-            && let Err(error) = self.store.clear_rows(job).await
-        {
-            tracing::warn!(%job, %error, "the progress rows of an ended job could not be removed");
-        }
-        {
-            let mut schedule = self.schedule();
-            let running = schedule.drivers.remove(&job);
-            match &ended {
-                Ended::Job => {
-                    if let Some(subject) = running.and_then(|running| running.subject) {
-                        schedule.holders.remove(&subject);
-                    }
-                }
-                Ended::Parked(fault) => {
-                    schedule.parked.insert(job, fault.clone());
-                }
-                Ended::Drained | Ended::Fatal(_) => {}
-            }
-        }
-        if let Ended::Fatal(why) = &ended {
-            tracing::error!(%job, why, "the store failed; ending the process");
-            (self.on_fatal)(why);
-        }
-        self.pump();
-        self.idle.notify_waiters();
-    }
-}
-
-fn unreadable(error: &StoreError) -> Fault {
-    Fault::permanent(Code::STORE_DAMAGED, "read the store", "", error)
-        .remedy("`vmkeep audit verify` names what is damaged")
-}
-
-fn unfoldable(job: JobId, why: &str) -> Fault {
-    Fault::permanent(Code::STORE_DAMAGED, "fold a job's history", job.to_string(), why)
-        .class(Class::Fatal)
-        .remedy(
-            "The job is set aside. Use a release that knows its events, or export the history and report it",
-        )
-}
-
-fn internal(job: JobId, why: &str) -> Fault {
-    Fault::permanent(Code::UNDEFINED, "run the job", job.to_string(), why)
-        .remedy("This is a fault in vmkeep itself. Please report it")
 }
