@@ -64,6 +64,10 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         self.note("");
+        // Closing the file is not enough: a child that was forked and has not yet begun its program still has it open.
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(%error, "could not give up the store's lock");
+        }
     }
 }
 

@@ -84,7 +84,7 @@ impl<'a> Walk<'a> {
 
     async fn place(&mut self, placed: &Placed) -> Result<(), StoreError> {
         if placed.commit > self.commit {
-            self.close_up_to(self.commit).await?;
+            self.close_up_to(placed.commit - 1).await?;
             self.commit = placed.commit;
         } else if placed.commit < self.commit {
             self.report.add(Finding::at(&placed.record, Problem::OutOfOrder { commit: placed.commit }));

@@ -1,5 +1,7 @@
 //! The sqlite engine passes the suite.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ const ACT: &str = "VMKEEP_STORE_ACT";
 const FOLDER: &str = "VMKEEP_STORE_FOLDER";
 
 /// What the child does; nothing when the test program runs as usual.
-pub fn act(engine: impl Candidate) {
+pub fn act(engine: &dyn Candidate) {
     let (Ok(act), Some(folder)) = (std::env::var(ACT), std::env::var_os(FOLDER)) else { return };
     let folder = PathBuf::from(folder);
     runtime().block_on(async {
@@ -32,7 +32,7 @@ pub fn act(engine: impl Candidate) {
                 // Until the parent ends it.
                 std::future::pending::<()>().await;
             }
-            "fill" => fill(&engine, &folder).await,
+            "fill" => fill(engine, &folder).await,
             "exceed" => exceed(engine.open(&folder, small()).unwrap()).await,
             other => panic!("unknown act {other}"),
         }
@@ -85,10 +85,9 @@ async fn write(store: Arc<dyn Store>) {
             tokio::spawn(async move {
                 let name = format!("writer {writer}");
                 let mut last = store.last(&StreamId::from(name.clone())).await.unwrap().0;
-                loop {
-                    // Some appends have many records, so that a torn one would show.
-                    let count = 1 + last % 5;
-                    last = store.append(append(&name, last, count)).await.unwrap().last.0;
+                // Some appends have many records, so that a torn one would show.
+                while let Ok(appended) = store.append(append(&name, last, 1 + last % 5)).await {
+                    last = appended.last.0;
                     eprintln!("ack {writer} {last}");
                 }
             })
@@ -127,7 +126,7 @@ fn listen(
 }
 
 /// Kills a writing process at many points and compares the store with what it acknowledged.
-pub fn kill_while_writing(engine: impl Candidate, module: &str) {
+pub fn kill_while_writing(engine: &dyn Candidate, module: &str) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("store");
     let mut acknowledged = HashMap::new();
@@ -158,7 +157,7 @@ pub fn kill_while_writing(engine: impl Candidate, module: &str) {
 }
 
 /// Kills a process while it makes a store, at many points.
-pub fn kill_while_creating(engine: impl Candidate, module: &str) {
+pub fn kill_while_creating(engine: &dyn Candidate, module: &str) {
     let parent = tempfile::tempdir().unwrap();
     let mut young = 0;
     for round in 0..40_u64 {
@@ -182,7 +181,7 @@ pub fn kill_while_creating(engine: impl Candidate, module: &str) {
 }
 
 /// A process finds the store held by another one, and gets it when that one is gone, whatever ended it.
-pub fn second_process(engine: impl Candidate, module: &str) {
+pub fn second_process(engine: &dyn Candidate, module: &str) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("store");
     let (child, mut errors) = start(module, "hold", &folder);
@@ -284,7 +283,7 @@ async fn fill(engine: &dyn Candidate, folder: &Path) {
 }
 
 /// Runs the child's act `exceed` where no file may grow beyond a limit, then looks at what it left.
-pub fn limited_file(engine: impl Candidate, module: &str) {
+pub fn limited_file(engine: &dyn Candidate, module: &str) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("store");
     let (program, arguments, environment) = this_program(module, "exceed", &folder);

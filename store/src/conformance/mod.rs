@@ -175,19 +175,19 @@ macro_rules! conformance_durable {
         mod crashes {
             #[test]
             fn child() {
-                $crate::conformance::child::act($engine);
+                $crate::conformance::child::act(&$engine);
             }
             #[test]
             fn what_was_acknowledged_survives_kill_9() {
-                $crate::conformance::child::kill_while_writing($engine, module_path!());
+                $crate::conformance::child::kill_while_writing(&$engine, module_path!());
             }
             #[test]
             fn a_young_store_survives_kill_9() {
-                $crate::conformance::child::kill_while_creating($engine, module_path!());
+                $crate::conformance::child::kill_while_creating(&$engine, module_path!());
             }
             #[test]
             fn another_process_is_refused_and_told_who_was_first() {
-                $crate::conformance::child::second_process($engine, module_path!());
+                $crate::conformance::child::second_process(&$engine, module_path!());
             }
             #[test]
             fn a_full_disk_spends_the_reserve_and_is_survived() {
@@ -195,7 +195,7 @@ macro_rules! conformance_durable {
             }
             #[test]
             fn a_file_size_limit_is_survived() {
-                $crate::conformance::child::limited_file($engine, module_path!());
+                $crate::conformance::child::limited_file(&$engine, module_path!());
             }
         }
     };

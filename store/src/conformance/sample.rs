@@ -129,9 +129,9 @@ impl Job {
 
 /// Whether an append failed because somebody else was first; where the stream ends then.
 #[must_use]
-pub fn conflict<T>(outcome: Result<T, AppendError>) -> Option<Seq> {
+pub fn conflict<T>(outcome: &Result<T, AppendError>) -> Option<Seq> {
     match outcome {
-        Err(AppendError::Conflict { actual, .. }) => Some(actual),
+        Err(AppendError::Conflict { actual, .. }) => Some(*actual),
         _ => None,
     }
 }

@@ -53,7 +53,7 @@ pub async fn a_conflict_writes_nothing_and_tells_where_the_stream_ends(stage: &S
             AppendError::Conflict { stream: StreamId::from("a"), expected: Seq(wrong), actual: Seq(2) };
         assert_eq!(store.append(append("a", wrong, 1)).await, Err(expected));
     }
-    assert_eq!(conflict(store.append(append("b", 1, 1)).await), Some(Seq(0)));
+    assert_eq!(conflict(&store.append(append("b", 1, 1)).await), Some(Seq(0)));
     assert_eq!(store.streams().await.unwrap(), [StreamId::from("a")]);
     assert_holds(&*store, "a", 2).await;
     store.append(append("a", 2, 1)).await.unwrap();
@@ -68,7 +68,7 @@ pub async fn a_refused_append_leaves_no_trace(stage: &Stage) {
     if let Some(summary) = &mut request.summary {
         summary.seq = Seq(2);
     }
-    assert_eq!(conflict(store.append(request).await), Some(Seq(0)));
+    assert_eq!(conflict(&store.append(request).await), Some(Seq(0)));
     assert_eq!(store.key("nightly").await, Ok(None));
     assert_eq!(store.job(job.id).await, Ok(None));
     assert_eq!(store.streams().await, Ok(Vec::new()));

@@ -43,7 +43,7 @@ use crate::reserve::{self, ReserveFile};
 use crate::{SUBSCRIBER_LAG, Store, files};
 
 /// How a store is opened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The bytes that are kept back for a full disk; 0 for none.
     pub reserve: u64,
