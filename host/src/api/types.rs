@@ -46,7 +46,7 @@ impl From<&Fault> for ErrorBody {
             doing: fault.doing.clone(),
             object: fault.object.clone(),
             cause: fault.cause.clone(),
-            remedy: fault.remedy.clone(),
+            remedy: codes::remedy(fault),
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) async fn snapshot(client: &Client, out: &Out, args: Snapshot) -> Ende
     let request = SnapshotRequest {
         domain: args.domain,
         memory: !args.disk_only,
-        to: args.to.map(whole).transpose()?,
+        to: args.to.as_deref().map(whole).transpose()?,
         disks: args.disks,
         memory_limit: args.memory_limit,
         memory_time_ms: args.memory_time.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
@@ -37,7 +37,7 @@ pub(super) async fn snapshot(client: &Client, out: &Out, args: Snapshot) -> Ende
 pub(super) async fn restore(client: &Client, out: &Out, args: Restore) -> Ended {
     let mut disks = BTreeMap::new();
     for (disk, path) in args.disks {
-        if disks.insert(disk.clone(), whole(path)?).is_some() {
+        if disks.insert(disk.clone(), whole(&path)?).is_some() {
             return Err(Fault::permanent(codes::USAGE, "read --disk", disk, "it is given twice"));
         }
     }
@@ -45,7 +45,7 @@ pub(super) async fn restore(client: &Client, out: &Out, args: Restore) -> Ended 
         backup: folder_or_id(args.backup)?,
         name: args.name,
         disks,
-        folder: args.folder.map(whole).transpose()?,
+        folder: args.folder.as_deref().map(whole).transpose()?,
         cold: args.cold,
         start: match (args.start, args.paused) {
             (true, _) => StartAs::Running,
@@ -91,8 +91,8 @@ async fn go_on(client: &Client, out: &Out, waiting: &Waiting, accepted: Accepted
 }
 
 /// The daemon has another working folder than whoever types.
-fn whole(path: std::path::PathBuf) -> Result<std::path::PathBuf, Fault> {
-    std::path::absolute(&path)
+fn whole(path: &std::path::Path) -> Result<std::path::PathBuf, Fault> {
+    std::path::absolute(path)
         .map_err(|e| Fault::permanent(codes::USAGE, "understand the path", path.display().to_string(), e))
 }
 
@@ -101,7 +101,7 @@ fn folder_or_id(backup: String) -> Result<String, Fault> {
     if !backup.contains('/') && backup != "." && backup != ".." {
         return Ok(backup);
     }
-    let path = whole(backup.into())?;
+    let path = whole(backup.as_ref())?;
     path.into_os_string().into_string().map_err(|path| {
         Fault::permanent(codes::USAGE, "understand the path", path.to_string_lossy(), "it is not valid UTF-8")
     })

@@ -21,8 +21,9 @@ pub(super) fn fault(program: &str, fault: &Fault) -> String {
         fault.code,
         codes::name(fault.code)
     );
-    if !fault.remedy.is_empty() {
-        text.push_str(&format!("\n  remedy {}", safe(&fault.remedy)));
+    let remedy = codes::remedy(fault);
+    if !remedy.is_empty() {
+        text.push_str(&format!("\n  remedy {}", safe(&remedy)));
     }
     text
 }

@@ -127,17 +127,21 @@ impl View for Silent {
 struct Changes {
     states: HashMap<String, (StepState, Option<StepState>, u32)>,
     status: Option<JobStatus>,
+    named: bool,
 }
 
 impl Changes {
     fn of(&mut self, detail: &JobDetail) -> Vec<String> {
         let mut lines = Vec::new();
+        if !self.named && !detail.job.title.is_empty() {
+            self.named = true;
+            lines.push(format!("job {}: {}", detail.job.short, safe(&detail.job.title)));
+        }
         if self.status != Some(detail.job.status) {
-            if self.status.is_none() && !detail.job.title.is_empty() {
-                lines.push(format!("job {}: {}", detail.job.short, safe(&detail.job.title)));
-            }
             match detail.job.status {
-                JobStatus::Queued => lines.push(format!("job {} waits for its turn", detail.job.short)),
+                JobStatus::Queued => {
+                    lines.push(format!("job {} is being planned, or waits for its turn", detail.job.short))
+                }
                 JobStatus::Paused => lines.push("the job is paused".to_owned()),
                 JobStatus::Unwinding => lines.push("the job takes back what it did".to_owned()),
                 _ => {}
@@ -210,11 +214,17 @@ fn amount(done: u64, total: u64, unit: &str, rate: Option<f64>) -> String {
             text.push_str(&format!(", {}/s", show(rate as u64)));
             if total > done {
                 let left = Duration::from_secs_f64(((total - done) as f64 / rate).min(1e9));
-                text.push_str(&format!(", {} left", span(Duration::from_secs(left.as_secs().max(1)))));
+                text.push_str(&format!(", {} left", left_over(left)));
             }
         }
     }
     text
+}
+
+/// A time to come, which nobody knows to the hundredth.
+fn left_over(left: Duration) -> String {
+    let secs = left.as_secs().max(1);
+    if secs < 60 { format!("{secs} s") } else { span(Duration::from_secs(secs)) }
 }
 
 /// For logs and pipes.
@@ -320,7 +330,7 @@ mod tests {
     fn an_amount_tells_rate_and_remaining_time_once_both_are_known() {
         assert_eq!(amount(1 << 30, 2 << 30, "bytes", None), "1.0 GiB of 2.0 GiB (50 %)");
         let text = amount(1 << 30, 2 << 30, "bytes", Some(f64::from(1 << 20) * 128.0));
-        assert_eq!(text, "1.0 GiB of 2.0 GiB (50 %), 128.0 MiB/s, 8.00 s left");
+        assert_eq!(text, "1.0 GiB of 2.0 GiB (50 %), 128.0 MiB/s, 8 s left");
         assert_eq!(amount(5, 0, "files", None), "5 files");
     }
 }

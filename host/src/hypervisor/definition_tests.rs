@@ -70,7 +70,11 @@ fn what_a_job_changes_itself_does_not_change_the_bare_hash_and_everything_else_d
     assert_eq!(bare(&same), bare(DOMAIN));
     let marker = "<metadata><vmkeep:job xmlns:vmkeep='urn:vmkeep:job:1' store='s' job='j'/></metadata>";
     for without in ["", "<metadata/>", "<metadata>\n  </metadata>"] {
-        assert_eq!(bare(&DOMAIN.replace(marker, without)), bare(DOMAIN), "{without:?} is left behind by libvirt");
+        assert_eq!(
+            bare(&DOMAIN.replace(marker, without)),
+            bare(DOMAIN),
+            "{without:?} is left behind by libvirt"
+        );
     }
     for (old, new) in [
         ("<serial>S1</serial>", "<serial>S2</serial>"),

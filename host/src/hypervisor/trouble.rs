@@ -5,9 +5,7 @@ use vmkeep_steps::hypervisor::{HvError, Trouble};
 
 /// What a failed call means. Whether the effect is in doubt is the wrapper's word, never guessed here.
 pub(super) fn of(error: &Error) -> HvError {
-    let trouble = kind(error);
-    let error = HvError::new(trouble, error.to_string());
-    error
+    HvError::new(kind(error), error.to_string())
 }
 
 /// The same, with the doubt that the wrapper has.

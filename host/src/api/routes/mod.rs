@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use jiff::Timestamp;
 use tokio::sync::watch as channel;
@@ -19,10 +19,10 @@ use vmkeep_workflow::engine::JobView;
 use vmkeep_workflow::journal::JobFilter;
 use vmkeep_workflow::{Actor, Engine, Fault, JobId, JobSummary};
 
-use super::answer::Failure;
+use super::answer::{Failure, Json};
 use super::listener::{Peer, only_owner};
 use super::prefix::{self, Shorts};
-use super::types::{DaemonPhase, IDEMPOTENCY_KEY, JobDetail, JobRow, ProgressRow, StepRow};
+use super::types::{DaemonPhase, ErrorBody, IDEMPOTENCY_KEY, JobDetail, JobRow, ProgressRow, StepRow};
 use crate::codes;
 use crate::config::Config;
 use crate::site::Site;
@@ -85,12 +85,11 @@ pub fn router(app: Arc<App>) -> Router {
         ))
 }
 
-async fn no_such_route(request: axum::extract::Request) -> Failure {
+async fn no_such_route(request: axum::extract::Request) -> (StatusCode, Json<ErrorBody>) {
     let what = format!("{} {}", request.method(), request.uri().path());
-    Failure(
-        Fault::permanent(codes::USAGE, "answer the request", what, "this release has no such call")
-            .remedy("Use vmkeep and vmkeepd of the same release"),
-    )
+    let fault = Fault::permanent(codes::USAGE, "answer the request", what, "this release has no such call")
+        .remedy("Use vmkeep and vmkeepd of the same release");
+    (StatusCode::NOT_FOUND, Json(ErrorBody::from(&fault)))
 }
 
 impl App {
