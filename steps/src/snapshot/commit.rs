@@ -82,11 +82,14 @@ impl Step for CommitOverlay {
         match Stand::of(&seen, &input.disk) {
             Stand::OnOverlay { commit: CommitStand::Ready, .. } => Verdict::Done(CommitOutput::Ready),
             Stand::Elsewhere(what) => Verdict::Diverged(what),
-            // A commit that is going on is taken over; one that is not there must not begin behind our back.
-            Stand::OnOverlay { commit: CommitStand::Running { .. }, .. } if !cx.still_running => {
-                Verdict::NotDone
-            }
-            _ => fence::not_done(&*self.0.hypervisor, &input.domain.id, cx.still_running).await,
+            _ if cx.still_running => Verdict::InFlight("the call has not returned".to_owned()),
+            // A commit that is going on is taken over by the next attempt; one that begins behind its back is no worse:
+            // a second one is refused by libvirt, and one on a disk that is home already finds nothing to commit.
+            _ => match fence::busy(&*self.0.hypervisor, &input.domain.id).await {
+                Ok(None) => Verdict::NotDone,
+                Ok(Some(what)) => Verdict::InFlight(what),
+                Err(e) => cannot_look(&e),
+            },
         }
     }
 }

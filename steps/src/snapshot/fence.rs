@@ -6,6 +6,8 @@
 //! ours can still be queued. Both questions of (a) are needed: the first does not see a save in progress, and the
 //! second waits 30 s behind a call.
 
+use std::time::Duration;
+
 use vmkeep_workflow::Verdict;
 
 use crate::hypervisor::{Control, DomainId, HvError, Hypervisor, Trouble};
@@ -19,21 +21,35 @@ pub enum Fence {
     Open(String),
 }
 
-/// What libvirt is doing with a domain at this moment, if anything.
+/// A call that takes longer than this is no mere look at the domain.
+const LOOK_MS: u64 = 1500;
+
+/// How often a domain that is being looked at is asked again, and how far apart.
+const AGAIN: (u32, Duration) = (60, Duration::from_millis(40));
+
+/// What libvirt is doing with a domain at this moment, if anything. Whoever merely looks at it (monitoring does so all
+/// the time) makes it busy for some milliseconds; that does not count.
 ///
 /// # Errors
 /// When the hypervisor could not be asked.
 pub async fn busy(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Option<String>, HvError> {
     // A domain that is off, or gone, has no call in progress.
     let gone = |e: &HvError| matches!(e.trouble, Trouble::NotRunning | Trouble::NoSuchDomain);
-    match hypervisor.control(domain).await {
-        Ok(Control::Idle) => {}
-        Ok(Control::Busy { for_ms }) => {
-            return Ok(Some(format!("libvirt has been busy with the domain for {for_ms} ms")));
+    let mut looks = 0;
+    loop {
+        match hypervisor.control(domain).await {
+            Ok(Control::Idle) => break,
+            Ok(Control::Busy { for_ms }) if for_ms < LOOK_MS && looks < AGAIN.0 => {
+                looks += 1;
+                tokio::time::sleep(AGAIN.1).await;
+            }
+            Ok(Control::Busy { for_ms }) => {
+                return Ok(Some(format!("libvirt has been busy with the domain for {for_ms} ms")));
+            }
+            Ok(Control::Broken) => return Ok(Some("libvirt cannot talk to QEMU".to_owned())),
+            Err(e) if gone(&e) => return Ok(None),
+            Err(e) => return Err(e),
         }
-        Ok(Control::Broken) => return Ok(Some("libvirt cannot talk to QEMU".to_owned())),
-        Err(e) if gone(&e) => return Ok(None),
-        Err(e) => return Err(e),
     }
     match hypervisor.domain_job(domain).await {
         Ok(job) => Ok(job.map(|job| format!("libvirt's job \"{}\" is going on", job.operation))),

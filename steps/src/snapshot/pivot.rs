@@ -76,13 +76,14 @@ impl Step for Pivot {
             merge: Merge { world: &self.0, domain: &input.domain, bandwidth: input.bandwidth },
         };
         let mut output = PivotOutput::default();
+        let mut first = cx.attempt == 1;
         loop {
             let seen = self.0.observe(&input.domain.id, codes::CANNOT_MERGE_DISK_IMAGES).await?;
-            if cx.attempt == 1 {
-                for disk in &input.disks {
-                    work.merge.base_is_ours(&seen, disk, &input.instance).await?;
-                }
+            // Later on a guest may run on its base because this very step has led it there.
+            for disk in input.disks.iter().filter(|_| first) {
+                work.merge.base_is_ours(&seen, disk, &input.instance).await?;
             }
+            first = false;
             let back = if seen.state.is_active() {
                 work.live(&seen, &mut output).await?
             } else {
@@ -169,7 +170,8 @@ impl Work<'_> {
             }
         }
         if !on_overlay {
-            // QEMU is on the bases; a definition that is not is wrong, and made right whether the guest runs or not.
+            // QEMU is on the bases. A definition that names other files is wrong, and is made right whether the guest
+            // runs or not; one that names the right ones gets back what libvirt has added or taken away.
             self.definition_as_it_was(seen, output).await?;
             return Ok(true);
         }
@@ -213,37 +215,51 @@ impl Work<'_> {
         }
         let begun = Instant::now();
         for disk in &self.input.disks {
-            loop {
-                // Quick, because the guest stands still; libvirt's belief does not change without libvirt.
-                let qemu =
-                    hypervisor.qemu(id).await.map_err(|e| self.fault(e, "ask QEMU about its disks"))?;
-                match Stand::read(qemu.as_ref(), before.live.as_ref(), disk) {
-                    Stand::OnBase { .. } => break,
-                    Stand::OnOverlay { through, commit: CommitStand::Ready } => {
-                        hypervisor
-                            .commit_pivot(id, &self.merge.commit(disk, through))
-                            .await
-                            .map_err(|e| self.fault(e, "move the disk to its image"))?;
-                        break;
-                    }
-                    Stand::OnOverlay { commit: CommitStand::Running { .. }, .. }
-                        if begun.elapsed() < CATCH_UP =>
-                    {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                    Stand::Elsewhere(what) => return Err(self.merge.elsewhere(disk, what)),
-                    Stand::Off | Stand::OnOverlay { .. } => {
-                        return Err(Fault::transient(
-                            codes::CANNOT_MERGE_DISK_IMAGES,
-                            "move the disk to its image",
-                            format!("disk {} of {}", disk.target, self.input.domain.name),
-                            "the commit has not caught up with the guest, or has ended",
-                        ));
-                    }
+            // What was seen right before is tried first: every question is time for which the guest stands still.
+            if let Stand::OnOverlay { through, commit: CommitStand::Ready } = Stand::of(before, disk) {
+                let moved = hypervisor.commit_pivot(id, &self.merge.commit(disk, through)).await;
+                match moved {
+                    Ok(()) => continue,
+                    Err(e) if e.in_doubt => return Err(self.fault(e, "move the disk to its image")),
+                    Err(e) => tracing::debug!(disk = %disk.target, error = %e, "not yet"),
+                }
+            }
+            self.move_one(before, disk, begun).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves a disk as soon as it has caught up.
+    async fn move_one(&self, before: &Observation, disk: &JobDisk, begun: Instant) -> Result<(), Fault> {
+        let hypervisor = &self.world().hypervisor;
+        let id = &self.input.domain.id;
+        loop {
+            let qemu = hypervisor.qemu(id).await.map_err(|e| self.fault(e, "ask QEMU about its disks"))?;
+            // libvirt's belief does not change without libvirt.
+            match Stand::read(qemu.as_ref(), before.live.as_ref(), disk) {
+                Stand::OnBase { .. } => return Ok(()),
+                Stand::OnOverlay { through, commit: CommitStand::Ready } => {
+                    return hypervisor
+                        .commit_pivot(id, &self.merge.commit(disk, through))
+                        .await
+                        .map_err(|e| self.fault(e, "move the disk to its image"));
+                }
+                Stand::OnOverlay { commit: CommitStand::Running { .. }, .. }
+                    if begun.elapsed() < CATCH_UP =>
+                {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Stand::Elsewhere(what) => return Err(self.merge.elsewhere(disk, what)),
+                Stand::Off | Stand::OnOverlay { .. } => {
+                    return Err(Fault::transient(
+                        codes::CANNOT_MERGE_DISK_IMAGES,
+                        "move the disk to its image",
+                        format!("disk {} of {}", disk.target, self.input.domain.name),
+                        "the commit has not caught up with the guest, or has ended",
+                    ));
                 }
             }
         }
-        Ok(())
     }
 
     /// Makes the definition right, then resumes the guest.
@@ -255,8 +271,10 @@ impl Work<'_> {
         if !seen.state.is_active() {
             return Ok(());
         }
-        if moved && self.all_on_base(&seen) {
-            self.definition_as_it_was(&seen, output).await?;
+        // Only that it names the right files; to make it again what it was there is time when the guest runs.
+        let home = seen.persistent.as_ref().is_some_and(|d| names(d, &self.input.disks) == Names::Bases);
+        if moved && home && self.all_on_base(&seen) {
+            hypervisor.sync_definitions().await.map_err(|e| self.fault(e, doing))?;
         } else {
             let mended = safety::align(self.world(), &seen).await.map_err(|e| self.fault(e, doing))?;
             if !mended.is_empty() {

@@ -101,6 +101,12 @@ fn whereabouts(seen: &Observation, disks: &[JobDisk]) -> Where {
     }
 }
 
+/// Whether the guest stands still because this step made it.
+fn held(seen: &Observation, input: &TakeInput) -> bool {
+    matches!(seen.state, RunState::Paused(_))
+        && seen.marker.as_ref().is_some_and(|m| m.store == input.store && m.hold == Some(Hold::Suspended))
+}
+
 fn same_process(seen: &Observation, input: &TakeInput) -> bool {
     seen.qemu.as_ref().is_some_and(|qemu| qemu.instance == input.instance)
 }
@@ -115,6 +121,12 @@ impl Step for TakeSnapshot {
         let seen = self.0.observe(&input.domain.id, codes::CANNOT_TAKE_SNAPSHOT).await?;
         if !same_process(&seen, &input) {
             return Err(restarted(&input));
+        }
+        if held(&seen, &input) {
+            // Since an attempt that was cut off.
+            safety::release(&self.0, &input.store, &input.domain.id)
+                .await
+                .map_err(|e| e.fault(codes::CANNOT_TAKE_SNAPSHOT, "resume the guest", &input.domain.name))?;
         }
         match whereabouts(&seen, &input.disks) {
             Where::Bases => {}
@@ -157,7 +169,10 @@ impl Step for TakeSnapshot {
             Err(e) => return cannot_look(&e),
         };
         match whereabouts(&seen, &input.disks) {
-            Where::Overlays if same_process(&seen, &input) => self.probe_taken(cx, &input).await,
+            // A guest that still stands still for us is set free by the next attempt, which then finds it taken.
+            Where::Overlays if same_process(&seen, &input) && !held(&seen, &input) => {
+                self.probe_taken(cx, &input).await
+            }
             Where::Neither(what) => Verdict::Diverged(what),
             Where::Overlays | Where::Bases | Where::Off => {
                 fence::not_done(&*self.0.hypervisor, &input.domain.id, cx.still_running).await

@@ -287,7 +287,19 @@ impl Builder<'_> {
         let mut at = target;
         loop {
             match self.places.roots.open_folder(at) {
-                Ok(folder) => return Ok(folder.path().to_owned()),
+                Ok(folder) => {
+                    folder.check_writable().map_err(|e| {
+                        let code = codes::CANNOT_WRITE_TO_BACKUP_LOCATION;
+                        crate::snapshot::copy::place_fault(
+                            &e,
+                            code,
+                            "use the target",
+                            &target.display().to_string(),
+                        )
+                        .remedy("Mount it for writing, or give the user of vmkeepd the right to write there")
+                    })?;
+                    return Ok(folder.path().to_owned());
+                }
                 Err(RootError::Missing { .. }) => match at.parent() {
                     Some(above) => at = above,
                     None => break,
