@@ -121,8 +121,8 @@ impl Domain {
     /// Ends the disk's block job; with `PIVOT` it ends on the base of an active commit.
     ///
     /// # Errors
-    /// libvirt's; [`crate::ErrorCode::OperationInvalid`] when there is no job (newer versions:
-    /// `BLOCK_COPY_ACTIVE` when it is not ready for a pivot).
+    /// [`crate::ErrorCode::InvalidArg`] when there is no job, [`crate::ErrorCode::BlockCopyActive`]
+    /// when it is not ready for a pivot.
     pub fn block_job_abort(&self, disk: &str, flags: BlockJobAbortFlags) -> Result<()> {
         const CALL: &str = "virDomainBlockJobAbort";
         let c_disk = cstr(CALL, &self.disk_label(disk), disk)?;

@@ -2,8 +2,8 @@
 //!
 //! A domain has at most one job of this kind. Statistics of a job that ended live in libvirtd's memory
 //! only: one read without `KEEP_COMPLETED`, or one restart of libvirtd, and they are gone. A pull-mode
-//! backup has no end of its own: [`Domain::abort_job`] ends it, and libvirt then reports it as
-//! cancelled, which is success.
+//! backup has no end of its own: [`Domain::abort_job`] ends it, and libvirt then reports a completed
+//! job with the error text "Operation canceled", which is success.
 
 use serde::{Deserialize, Serialize};
 use virt_sys as sys;

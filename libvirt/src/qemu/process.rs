@@ -2,7 +2,7 @@
 //!
 //! Invariant: a process is named only when it is surely the domain's: libvirt's own pid file says so
 //! and its command line bears the domain's UUID, or it is the only process of this host whose command
-//! line does. Doubt is an error or `None`, never a guess.
+//! line does. Doubt is an error, never a guess.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -64,7 +64,8 @@ impl Domain {
     /// The QEMU process of a running domain; `None` when it does not run.
     ///
     /// # Errors
-    /// libvirt's; [`ErrorCode::Unreadable`] when several processes claim to be it.
+    /// libvirt's; [`ErrorCode::Unreadable`] when no visible process, or more than one, bears its
+    /// UUID.
     pub fn qemu_process(&self) -> Result<Option<ProcessId>> {
         if self.id().is_none() && !self.is_active()? {
             return Ok(None);
@@ -74,7 +75,12 @@ impl Domain {
         }
         let claimants = processes_with_uuid(self.uuid()).map_err(|e| self.proc_error(&e))?;
         match claimants.as_slice() {
-            [] => Ok(None),
+            // It may have ended in between; else it is hidden from this process.
+            [] if !self.is_active()? => Ok(None),
+            [] => {
+                let message = "it runs, but no process that can be seen bears its UUID";
+                Err(Error::own("/proc", self.label(), ErrorCode::Unreadable, message))
+            }
             [one] => Ok(Some(one.clone())),
             many => {
                 let message = format!("{} processes bear its UUID", many.len());
@@ -167,10 +173,14 @@ mod tests {
     fn a_process_is_known_by_the_uuid_it_was_started_with() {
         let uuid = Uuid::new_v4();
         let mut fake = std::process::Command::new("sh")
-            .args(["-c", "read x", "sh", "-name", "guest=x", "-uuid", &uuid.to_string()])
+            .args(["-c", "echo; read x", "sh", "-name", "guest=x", "-uuid", &uuid.to_string()])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // Its command line is there only after it has begun to run.
+        let mut line = [0];
+        std::io::Read::read_exact(fake.stdout.as_mut().unwrap(), &mut line).unwrap();
         assert_eq!(processes_with_uuid(uuid).unwrap(), [ProcessId::of(fake.id()).unwrap()]);
         assert!(!bears_uuid(fake.id(), Uuid::new_v4()).unwrap());
         drop(fake.stdin.take());

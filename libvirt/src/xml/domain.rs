@@ -10,7 +10,7 @@ use super::disk::Disk;
 use super::tree::{Document, Element, XmlError};
 use super::units::bytes_of;
 
-/// A definition, read and (in [`super::edit`]) edited. What is not understood is kept.
+/// A definition, read and edited. What is not understood is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainXml {
     pub(super) doc: Document,
