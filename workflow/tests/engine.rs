@@ -95,6 +95,15 @@ async fn a_busy_subject_refuses_a_second_job_or_queues_it() {
     assert_eq!(engine.wait(second).await.unwrap().status, JobStatus::Succeeded);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_saw_a_job_end_may_ask_for_the_next_one_at_once() {
+    let engine = engine(Arc::new(MemoryStore::new()), &World::new());
+    for _ in 0..200 {
+        let job = engine.request(request("web1")).await.unwrap();
+        assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Succeeded);
+    }
+}
+
 #[tokio::test]
 async fn the_lock_of_a_job_that_needs_attention_outlives_a_restart_and_ends_when_it_is_settled() {
     let store = Arc::new(MemoryStore::new());

@@ -30,7 +30,7 @@ use crate::ids::{JobId, Seq, StreamId};
 use crate::journal::{Append, EventStore, JobFilter, Reserve};
 use crate::plan::Plan;
 use crate::state::State;
-use crate::step::{PlanContext, Registry, Workflow};
+use crate::step::{PlanContext, Registry};
 use crate::summary::{JobStatus, JobSummary};
 
 pub use clock::{Clock, Environment, NoEnvironment, SystemClock};

@@ -131,6 +131,10 @@ impl Shared {
         let Some(holder) = holder else { return Ok(()) };
         let status = schedule.drivers.get(&holder).map(|running| running.handle.summary.borrow().status);
         let parked = schedule.parked.contains_key(&holder);
+        if status.is_some_and(JobStatus::ended) {
+            // It is seen to have ended a moment before it lets go: the next job waits for that moment in the queue.
+            return Ok(());
+        }
         let label = request.subject.label.clone();
         Err(if parked || status == Some(JobStatus::NeedsAttention) {
             Fault::permanent(Code::NEEDS_ATTENTION, "start a job", label, format!("job {holder} on it needs attention"))
