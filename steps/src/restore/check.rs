@@ -271,6 +271,7 @@ fn room_now(
         let object = folder.display().to_string();
         let fault = |e: &RootError| place_fault(e, codes::CANNOT_WRITE_TO_BACKUP_LOCATION, doing, &object);
         let (open, missing) = nearest(places, &folder).map_err(|e| fault(&e))?;
+        open.check_writable().map_err(|e| fault(&e))?;
         if let Some(name) = name
             && missing.is_empty()
             && open.stat(&name).map_err(|e| fault(&e))?.is_some()

@@ -152,7 +152,7 @@ impl Fetch {
             return Err(self.taken());
         }
         // An attempt that failed by itself is repeated without a probe; what it made durable still counts.
-        let resume = if matches!(resume, Stage::Copying(_)) { resume } else { saved };
+        let resume = if matches!(resume, Stage::Copying(_)) { &resume } else { &saved };
         let restored = self.copy(&folder, &aside, resume, watch)?;
         watch.save(&Stage::Placing(restored.clone()))?;
         self.put_in_place(&folder, &aside, restored)
@@ -167,13 +167,13 @@ impl Fetch {
         &self,
         folder: &Folder,
         aside: &Component,
-        resume: Stage,
+        resume: &Stage,
         watch: &Watch,
     ) -> Result<Restored, Fault> {
         let source = self.open()?;
         let header = self.header(&source)?;
         let options = Options { header, throttle: Throttle::new(self.bandwidth), ..Options::default() };
-        let token = match &resume {
+        let token = match resume {
             Stage::Copying(token) => ResumeToken::parse(token),
             Stage::Nothing | Stage::Placing(_) => None,
         };

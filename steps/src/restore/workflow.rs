@@ -203,8 +203,8 @@ fn advice(manifest: &Manifest, options: &RestoreOptions, new: &NewDomain, with_m
     if new.links_down {
         notes.push(format!(
             "Its network links are down, because the original is still defined here. To put a cable in: \
-             virsh domif-setlink {:?} ADDRESS up",
-            options.name
+             virsh domif-setlink {} ADDRESS up",
+            new.domain.id
         ));
     }
     notes.extend(manifest.warnings.iter().map(|warning| format!("From the backup: {warning}")));

@@ -8,7 +8,7 @@
 //!  SEEK_DATA / SEEK_HOLE
 //!  read a segment  ────────▶ chaining value ──▶ in order
 //!  write it                                        │
-//!  … every 256 MiB or 5 s ─────────────────────────┼────▶ fdatasync, then hand out a token
+//!  … every 256 MiB or 2 s ─────────────────────────┼────▶ fdatasync, then hand out a token
 //!  end: length, fsync, folder fsync, source looked at again
 //! ```
 //!
@@ -218,7 +218,7 @@ impl Default for Options {
             throttle: None,
             header: Vec::new(),
             checkpoint_bytes: 256 << 20,
-            checkpoint_time: Duration::from_secs(5),
+            checkpoint_time: Duration::from_secs(2),
             hashers: 0,
         }
     }
