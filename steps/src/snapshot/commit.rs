@@ -14,7 +14,7 @@ use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, Verdict};
 
 use super::disk::JobDisk;
 use super::stand::{CommitStand, Stand};
-use super::{World, cannot_look, fence};
+use super::{World, cannot_look, fence, on_the_way_back};
 use crate::codes;
 use crate::hypervisor::{Commit, DomainRef, HvError, Observation, RunState, Through, Trouble};
 
@@ -116,14 +116,14 @@ impl Merge<'_> {
         let locked = e.trouble == Trouble::Locked;
         let code = if locked { codes::IMAGE_LOCKED } else { codes::CANNOT_MERGE_DISK_IMAGES };
         let full = e.trouble == Trouble::NoSpace;
-        let fault =
-            e.fault(code, "commit the overlay", format!("disk {} of {}", disk.target, self.domain.name));
+        let object = format!("disk {} of {}", disk.target, self.domain.name);
+        let fault = on_the_way_back(e, code, "commit the overlay", &object);
         let base = disk.base.path.display();
         if locked {
             fault.remedy(format!("Find out who holds it: fuser {base}"))
         } else if full {
             // Somebody may make room any time; the guest is safe on its overlay until then.
-            fault.class(Class::Transient).remedy(format!("Make room on the file system of {base}"))
+            fault.remedy(format!("Make room on the file system of {base}"))
         } else {
             fault
         }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 
-use super::{World, cannot_look, fence};
+use super::{World, cannot_look, fence, not_looked, on_the_way_back};
 use crate::codes;
 use crate::hypervisor::{DomainRef, Marker, Observation, Trouble};
 
@@ -115,15 +115,16 @@ async fn clear(world: &World, cx: &StepContext, input: &MarkInput) -> Result<(),
     let seen = match world.hypervisor.observe(&input.domain.id).await {
         // A domain that is gone bears no marker.
         Err(e) if e.trouble == Trouble::NoSuchDomain => return Ok(()),
-        seen => {
-            seen.map_err(|e| e.fault(codes::CANNOT_LOCK_MACHINE, "look at the domain", &input.domain.name))?
-        }
+        seen => seen.map_err(|e| {
+            not_looked(e, codes::CANNOT_LOCK_MACHINE, "look at the domain", &input.domain.name)
+        })?,
     };
     let ours = |m: Option<&Marker>| m.is_some_and(|m| m.store == input.store && m.job == cx.job.to_string());
     if !ours(marker_of(&seen, false)) && !ours(marker_of(&seen, true)) {
         return Ok(());
     }
     world.hypervisor.clear_marker(&input.domain.id).await.map_err(|e| {
-        e.fault(codes::CANNOT_LOCK_MACHINE, "remove the marker from the domain", &input.domain.name)
+        let doing = "remove the marker from the domain";
+        on_the_way_back(e, codes::CANNOT_LOCK_MACHINE, doing, &input.domain.name)
     })
 }

@@ -35,9 +35,9 @@ pub mod tidy;
 
 use std::sync::Arc;
 
-use vmkeep_workflow::{Code, Fault, Verdict};
+use vmkeep_workflow::{Class, Code, Fault, Verdict};
 
-use crate::hypervisor::{DomainId, HvError, Hypervisor, Observation, Storage};
+use crate::hypervisor::{DomainId, HvError, Hypervisor, Observation, Storage, Trouble};
 use crate::image::root::Roots;
 
 /// The world that the steps work in.
@@ -56,13 +56,30 @@ impl std::fmt::Debug for World {
 }
 
 impl World {
-    /// Everything there is to see of a domain; a failure becomes the step's.
+    /// Everything there is to see of a domain; a failure becomes the step's. That one could not look is never final:
+    /// a QEMU that is just dying, or a libvirtd that is just starting, answers the strangest things.
     pub(crate) async fn observe(&self, domain: &DomainId, code: Code) -> Result<Observation, Fault> {
         self.hypervisor
             .observe(domain)
             .await
-            .map_err(|e| e.fault(code, "look at the domain", domain.to_string()))
+            .map_err(|e| not_looked(e, code, "look at the domain", &domain.to_string()))
     }
+}
+
+/// The failure of a look.
+pub(crate) fn not_looked(e: HvError, code: Code, doing: &str, object: &str) -> Fault {
+    let gone = e.trouble == Trouble::NoSuchDomain;
+    let fault = e.fault(code, doing, object);
+    if gone { fault } else { fault.class(Class::Transient) }
+}
+
+/// The failure of a step on the way back. It is tried again for as long as its policy says: the guest has to come home,
+/// and who refuses now (a QEMU that is dying, a domain that is being started) may not refuse the next time. Only what no
+/// patience can change is final.
+pub(crate) fn on_the_way_back(e: HvError, code: Code, doing: &str, object: &str) -> Fault {
+    let hopeless = matches!(e.trouble, Trouble::Denied | Trouble::Unsupported | Trouble::NoSuchDomain);
+    let fault = e.fault(code, doing, object);
+    if hopeless { fault } else { fault.class(Class::Transient) }
 }
 
 /// Where backups may be written.

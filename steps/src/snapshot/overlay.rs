@@ -11,7 +11,7 @@ use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 
 use super::disk::JobDisk;
-use super::{World, cannot_look};
+use super::{World, cannot_look, not_looked, on_the_way_back};
 use crate::codes;
 use crate::hypervisor::{DomainRef, FileId, HvResult, Image, Observation, OverlaySpec, Trouble};
 
@@ -109,7 +109,8 @@ impl CreateOverlay {
         let seen = match self.0.hypervisor.observe(&input.domain.id).await {
             Err(e) if e.trouble == Trouble::NoSuchDomain => None,
             seen => Some(seen.map_err(|e| {
-                e.fault(codes::CANNOT_REMOVE_OLD_DISK_IMAGE, "look at the domain", &input.domain.name)
+                let code = codes::CANNOT_REMOVE_OLD_DISK_IMAGE;
+                not_looked(e, code, "look at the domain", &input.domain.name)
             })?),
         };
         remove(&self.0, seen.as_ref(), &input.disk, None, Proof::Empty).await.map(|_| ())
@@ -170,7 +171,12 @@ pub(crate) async fn remove(
         Ok(None) => return Ok(false),
         Ok(Some(image)) => image,
         Err(e) => {
-            return Err(e.fault(codes::CANNOT_REMOVE_OLD_DISK_IMAGE, "look at the overlay", object.clone()));
+            return Err(on_the_way_back(
+                e,
+                codes::CANNOT_REMOVE_OLD_DISK_IMAGE,
+                "look at the overlay",
+                &object,
+            ));
         }
     };
     if id.is_some_and(|id| id != image.id) {
@@ -183,5 +189,5 @@ pub(crate) async fn remove(
         .storage
         .remove(&disk.overlay, image.id)
         .await
-        .map_err(|e| e.fault(codes::CANNOT_REMOVE_OLD_DISK_IMAGE, "remove the overlay", object.clone()))
+        .map_err(|e| on_the_way_back(e, codes::CANNOT_REMOVE_OLD_DISK_IMAGE, "remove the overlay", &object))
 }

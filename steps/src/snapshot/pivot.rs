@@ -19,7 +19,7 @@ use super::commit::{CommitOutput, Merge};
 use super::disk::JobDisk;
 use super::stand::{CommitStand, Stand};
 use super::switch::{Names, names, persistent, to_bases, to_layer};
-use super::{World, cannot_look, fence, safety};
+use super::{World, cannot_look, fence, not_looked, on_the_way_back, safety};
 use crate::codes;
 use crate::hypervisor::{DomainRef, Hold, HvError, Marker, Observation, PauseReason, RunState, Trouble};
 
@@ -141,7 +141,7 @@ impl Work<'_> {
     }
 
     fn fault(&self, e: HvError, doing: &str) -> Fault {
-        e.fault(codes::CANNOT_MERGE_DISK_IMAGES, doing, &self.input.domain.name)
+        on_the_way_back(e, codes::CANNOT_MERGE_DISK_IMAGES, doing, &self.input.domain.name)
     }
 
     fn marker(&self, hold: Option<Hold>) -> Marker {
@@ -234,7 +234,14 @@ impl Work<'_> {
         let hypervisor = &self.world().hypervisor;
         let id = &self.input.domain.id;
         loop {
-            let qemu = hypervisor.qemu(id).await.map_err(|e| self.fault(e, "ask QEMU about its disks"))?;
+            let qemu = hypervisor.qemu(id).await.map_err(|e| {
+                not_looked(
+                    e,
+                    codes::CANNOT_MERGE_DISK_IMAGES,
+                    "ask QEMU about its disks",
+                    &self.input.domain.name,
+                )
+            })?;
             // libvirt's belief does not change without libvirt.
             match Stand::read(qemu.as_ref(), before.live.as_ref(), disk) {
                 Stand::OnBase { .. } => return Ok(()),
@@ -304,7 +311,12 @@ impl Work<'_> {
             .redefine_disks(&self.input.domain.id, &to_bases(&self.input.definition, &self.input.disks))
             .await
             .map_err(|e| {
-                e.fault(codes::CANNOT_DEFINE_MACHINE, "put the definition back", &self.input.domain.name)
+                on_the_way_back(
+                    e,
+                    codes::CANNOT_DEFINE_MACHINE,
+                    "put the definition back",
+                    &self.input.domain.name,
+                )
             })
     }
 

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Fault, Step, StepContext, StepName, Verdict};
 
-use super::World;
 use super::disk::JobDisk;
 use super::overlay::{CreateOverlay, Proof, remove};
 use super::pivot::Pivot;
+use super::{World, not_looked, on_the_way_back};
 use crate::codes;
 use crate::hypervisor::{DomainRef, Trouble};
 
@@ -47,13 +47,13 @@ impl Step for Tidy {
         let files: Vec<_> = input.disks.iter().map(|(disk, _)| disk.overlay.clone()).collect();
         match self.0.hypervisor.close_unused(&input.domain.id, &files).await {
             Err(e) if !matches!(e.trouble, Trouble::NotRunning | Trouble::NoSuchDomain) => {
-                return Err(e.fault(code, "let QEMU close the overlays", &input.domain.name));
+                return Err(on_the_way_back(e, code, "let QEMU close the overlays", &input.domain.name));
             }
             _ => {}
         }
         let seen = match self.0.hypervisor.observe(&input.domain.id).await {
             Err(e) if e.trouble == Trouble::NoSuchDomain => None,
-            seen => Some(seen.map_err(|e| e.fault(code, "look at the domain", &input.domain.name))?),
+            seen => Some(seen.map_err(|e| not_looked(e, code, "look at the domain", &input.domain.name))?),
         };
         let mut removed = 0;
         for (disk, maker) in &input.disks {
