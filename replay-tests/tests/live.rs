@@ -51,9 +51,8 @@ fn a_running_guest_is_backed_up_live_and_restored_with_its_memory() {
     let point = judge_backup(&host, &backups[0]);
     assert!((before..=after).contains(&point), "{before} <= {point} <= {after}");
 
-    let folder = host.hypervisor.images().join("copy");
     let id = backups[0]["id"].as_str().unwrap();
-    host.ok(&["restore", id, "--as", "web1 copy", "--start", "--folder", folder.to_str().unwrap()]);
+    host.ok(&["restore", id, "--as", "web1 copy", "--start"]);
     let copy = Guest::attach(&host.hypervisor, "web1 copy").unwrap();
     copy.wait_tick(point + 20).unwrap();
     assert_eq!(copy.boot_id(), guest.boot_id(), "the very same boot goes on");
@@ -78,9 +77,8 @@ fn a_backup_of_the_disks_alone_restores_cold() {
     let backup = host.backups().remove(0);
     assert_eq!(backup["memory"], false);
     let point = judge_backup(&host, &backup);
-    let folder = host.hypervisor.images().join("copy");
     let id = backup["id"].as_str().unwrap();
-    host.ok(&["restore", id, "--as", "copy", "--start", "--folder", folder.to_str().unwrap()]);
+    host.ok(&["restore", id, "--as", "copy", "--start"]);
     let copy = Guest::attach(&host.hypervisor, "copy").unwrap();
     copy.wait_tick(point + 5).unwrap();
     assert_ne!(copy.boot_id(), guest.boot_id(), "it booted anew");
@@ -94,6 +92,7 @@ fn at_every_boundary(
     args: &[&str],
     mut judge: impl FnMut(&str, &Value),
 ) {
+    let mut known = Vec::new();
     let clean = {
         let daemon = host.daemon();
         let job = host.begin(args);
@@ -102,37 +101,29 @@ fn at_every_boundary(
         let events = host.history(&job).len();
         judge("uninterrupted", &row);
         daemon.end();
+        known.push(job);
         events
     };
     let mut ends = std::collections::BTreeMap::<String, usize>::new();
     for seq in 1..=clean {
         let case = format!("killed {side} event {seq} of {clean}");
         let place = format!("append/{side}/{workflow}/{seq}");
-        let known: Vec<String> = {
-            let daemon = host.daemon();
-            let known = host.jobs().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect();
-            daemon.end();
-            known
-        };
         let mut doomed = host.daemon_that_dies(Some(&place));
         support::until("vmkeepd to be ready", || host.ready().then_some(()));
         let mut all = args.to_vec();
         all.push("--no-wait");
         let _ = host.vmkeep(&all);
+        let is_new =
+            |job: &Value| job["workflow"] == workflow && known.iter().all(|known| job["id"] != *known);
         let died = doomed.dies_or(|| {
             let jobs = host.vmkeep(&["--json", "jobs"]);
             let jobs: Value = serde_json::from_slice(&jobs.stdout).unwrap_or_default();
-            jobs.as_array().is_some_and(|jobs| {
-                jobs.iter().any(|job| {
-                    !known.contains(&job["id"].as_str().unwrap_or_default().to_owned())
-                        && job["ended"].is_string()
-                })
-            })
+            let ended = |jobs: &Vec<Value>| jobs.iter().any(|job| is_new(job) && job["ended"].is_string());
+            jobs.as_array().is_some_and(ended)
         });
         drop(doomed);
         let daemon = host.daemon();
-        let job =
-            host.jobs().into_iter().find(|job| !known.contains(&job["id"].as_str().unwrap().to_owned()));
+        let job = host.jobs().into_iter().find(is_new);
         match job {
             None => assert_eq!(
                 (side, seq),
@@ -143,6 +134,7 @@ fn at_every_boundary(
                 assert!(died || seq > clean - 3, "{case}: the place was never reached");
                 let id = job["id"].as_str().unwrap();
                 let row = host.settled(id);
+                known.push(id.to_owned());
                 *ends.entry(row["status"].as_str().unwrap().to_owned()).or_default() += 1;
                 host.ok(&["replay", id]);
                 judge(&case, &row);
@@ -198,9 +190,8 @@ fn restore_killed(side: &str) {
         daemon.end();
         (backup["id"].as_str().unwrap().to_owned(), point)
     };
-    let folder = host.hypervisor.images().join("copy");
-    let place = folder.to_str().unwrap().to_owned();
-    let args = ["restore", &id, "--as", "copy", "--start", "--folder", &place];
+    let folder = host.restored().join("copy");
+    let args = ["restore", &id, "--as", "copy", "--start"];
     at_every_boundary(side, "restore", &host, &args, |case, row| {
         println!("{case}: {}", row["status"]);
         assert_untouched(&guest, &own);

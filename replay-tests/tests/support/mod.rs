@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod renames;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -89,6 +91,11 @@ impl Host {
     /// Runs the command line.
     pub fn vmkeep(&self, args: &[&str]) -> Output {
         self.hypervisor.command(self.program("vmkeep")).args(args).output().expect("vmkeep starts")
+    }
+
+    /// Where restored images go by default.
+    pub fn restored(&self) -> PathBuf {
+        self.hypervisor.dir().join("state/vmkeep/restored")
     }
 
     /// Whether vmkeepd takes orders.

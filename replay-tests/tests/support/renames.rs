@@ -1,0 +1,139 @@
+//! libvirtd seen, and held up, whenever it puts a file of its own in its place.
+//!
+//! libvirt writes its status and configuration files aside and renames them. Between what QEMU has done and the rename
+//! that notes it lie the moments at which its death does the most harm. strace delays each of these renames, so that a
+//! test can act while one of them is about to happen. Most only note that a call begins or ends; those that note
+//! something else, a disk's file, a state, a marker, are told apart by what they say and are counted, over all threads.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use replay_tests::testbed::Hypervisor;
+
+/// So long each rename is held up: time enough to act in between. There are more than a hundred in one backup.
+const DELAY: Duration = Duration::from_millis(40);
+
+/// A rename that was about to happen, and would have changed what libvirt has noted.
+#[derive(Clone, Debug)]
+pub struct Rename {
+    /// The file that is replaced.
+    pub to: PathBuf,
+    /// The first lines that differ: as it is, and as it would be.
+    pub change: (String, String),
+}
+
+/// What is to be done, once, while a certain rename is about to happen: which one (it is told its number, from 1), what.
+pub struct Act {
+    pub when: Box<dyn Fn(usize, &Rename) -> bool + Send>,
+    pub act: Box<dyn FnOnce() + Send>,
+}
+
+/// A running strace of libvirtd. It lets go when dropped.
+pub struct Renames {
+    strace: Child,
+    seen: Arc<Mutex<Vec<Rename>>>,
+    acted: Arc<Mutex<bool>>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Renames {
+    /// Watches the renames of these files; returns when libvirtd is being watched.
+    pub fn watch(hypervisor: &Hypervisor, files: &[PathBuf], act: Option<Act>) -> Self {
+        let libvirtd = hypervisor.libvirtd().expect("libvirtd runs").pid.to_string();
+        // As whoever runs the test, who may trace a process of the hypervisor's user where that user itself may not.
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", "trace=rename", "-e"]);
+        command.arg(format!("inject=rename:delay_enter={}", DELAY.as_micros()));
+        for file in files {
+            // strace goes by the first of the two names.
+            command.arg("-P").arg(format!("{}.new", file.display()));
+        }
+        command.args(["-p", &libvirtd]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut strace = command.spawn().expect("strace starts");
+        let mut said = strace.stderr.take().unwrap();
+        let mut text = String::new();
+        while !text.contains(" attached") {
+            assert!(read_some(&mut said, &mut text), "strace cannot watch libvirtd: {text}");
+        }
+        let (seen, acted) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(false)));
+        let reader = {
+            let (seen, acted) = (Arc::clone(&seen), Arc::clone(&acted));
+            std::thread::spawn(move || {
+                let mut act = act;
+                loop {
+                    while let Some(to) = next_rename(&mut text) {
+                        let Some(change) = change(&to) else { continue };
+                        let mut seen = seen.lock().unwrap();
+                        seen.push(Rename { to, change });
+                        let (number, last) = (seen.len(), seen.last().unwrap());
+                        if let Some(act) = act.take_if(|act| (act.when)(number, last)) {
+                            (act.act)();
+                            *acted.lock().unwrap() = true;
+                        }
+                    }
+                    if !read_some(&mut said, &mut text) {
+                        return;
+                    }
+                }
+            })
+        };
+        Self { strace, seen, acted, reader: Some(reader) }
+    }
+
+    /// Those so far.
+    pub fn seen(&self) -> Vec<Rename> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Whether the act was done.
+    pub fn acted(&self) -> bool {
+        *self.acted.lock().unwrap()
+    }
+}
+
+impl Drop for Renames {
+    fn drop(&mut self) {
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+fn read_some(from: &mut impl std::io::Read, text: &mut String) -> bool {
+    let mut buffer = [0; 4096];
+    match from.read(&mut buffer) {
+        Ok(0) | Err(_) => false,
+        Ok(read) => {
+            text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+            true
+        }
+    }
+}
+
+/// What the file that is about to take a place says differently, apart from the calls that are going on.
+fn change(to: &Path) -> Option<(String, String)> {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let (old, new) = (read(to), read(&PathBuf::from(format!("{}.new", to.display()))));
+    let told = |text: &str| -> Vec<String> {
+        text.lines().map(str::trim).filter(|line| !line.starts_with("<job ")).map(str::to_owned).collect()
+    };
+    let (old, new) = (told(&old), told(&new));
+    let at = (0..old.len().max(new.len())).find(|at| old.get(*at) != new.get(*at))?;
+    let line = |of: &[String]| of.get(at).cloned().unwrap_or_default();
+    Some((line(&old), line(&new)))
+}
+
+/// Takes the next call off the text, as soon as its names are there: strace prints them when the call begins.
+fn next_rename(text: &mut String) -> Option<PathBuf> {
+    let at = text.find("rename(\"")?;
+    let mut names = text[at + 8..].splitn(3, "\", \"");
+    let (_, rest) = (names.next()?, names.next()?);
+    let to = Path::new(rest.split_once('"')?.0).to_owned();
+    let end = text.len() - rest.len() + to.as_os_str().len();
+    text.drain(..end);
+    Some(to)
+}
