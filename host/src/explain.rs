@@ -10,6 +10,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use vmkeep_steps::hypervisor::RunState;
+use vmkeep_steps::restore::resume::{ResumeDomain, ResumeOutput};
+use vmkeep_steps::restore::settle::{Report, SettleDomain};
 use vmkeep_steps::snapshot::copy::{CopyImage, CopyOutput};
 use vmkeep_steps::snapshot::freeze::{FreezeGuest, FreezeOutput, ThawGuest};
 use vmkeep_steps::snapshot::pivot::{Pivot, PivotOutput};
@@ -27,8 +30,7 @@ use crate::verify::{Verified, VerifyBackup};
 #[must_use]
 pub fn story(history: &[(Seq, Event)]) -> Explanation {
     let facts = Gathered::from(history);
-    let mut summary =
-        facts.outputs.iter().filter_map(|(kind, output)| told(kind, output)).collect::<Vec<_>>();
+    let mut summary = facts.outputs.iter().flat_map(|(kind, output)| told(kind, output)).collect::<Vec<_>>();
     summary.extend(facts.frozen_for());
     if !facts.undone.is_empty() {
         summary.push(format!("What was undone: {}", facts.undone.join("; ")));
@@ -46,12 +48,44 @@ pub fn story(history: &[(Seq, Event)]) -> Explanation {
 pub fn results(view: &JobView) -> Vec<String> {
     view.steps
         .iter()
-        .filter_map(|step| told(&StepKind::try_from(step.kind.clone()).ok()?, step.output.as_ref()?))
+        .filter_map(|step| Some(told(&StepKind::try_from(step.kind.clone()).ok()?, step.output.as_ref()?)))
+        .flatten()
         .collect()
 }
 
+/// What there is to say about what a step left.
+fn told(kind: &StepKind, output: &Value) -> Vec<String> {
+    if *kind == SettleDomain::KIND {
+        return read::<Report>(output).map(|report| restored(&report)).unwrap_or_default();
+    }
+    one(kind, output).into_iter().collect()
+}
+
+/// What a restore came to.
+fn restored(report: &Report) -> Vec<String> {
+    let state = match report.state {
+        RunState::Off => "is defined and off",
+        RunState::Running => "runs",
+        RunState::Paused(_) => "is paused",
+        RunState::Other => "is neither running nor off",
+    };
+    let with = if report.with_memory { ", with its memory" } else { "" };
+    let mut lines = vec![format!("The new domain {} {state}{with}", report.domain.name)];
+    lines
+        .extend(report.disks.iter().map(|(target, path)| format!("Its disk {target} is {}", path.display())));
+    lines.extend(report.changes.iter().map(|change| format!("Other than the original: {change}")));
+    lines.extend(report.notes.iter().cloned());
+    lines
+}
+
 /// One sentence about what a step left, if it is worth one.
-fn told(kind: &StepKind, output: &Value) -> Option<String> {
+fn one(kind: &StepKind, output: &Value) -> Option<String> {
+    if *kind == ResumeDomain::KIND {
+        let resumed: ResumeOutput = read(output)?;
+        return resumed.cold.then(|| {
+            "The guest's QEMU ended after it had been let go; it was started without its memory".to_owned()
+        });
+    }
     if *kind == TakeSnapshot::KIND {
         let taken: TakeOutput = read(output)?;
         let pause = match taken.paused_ms {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vmkeep_steps::hypervisor::{
@@ -13,7 +14,12 @@ use vmkeep_steps::hypervisor::{
     DomainJob, DomainRef, FileId, FreezeState, HvError, HvResult, Hypervisor, Image, Layer, Marker,
     NewIdentity, Observation, OverlaySpec, Qemu, QemuDisk, RunState, Space, Storage, Take, Target, Trouble,
 };
-use vmkeep_steps::image::root::Roots;
+use vmkeep_steps::image::qcow2::Format;
+use vmkeep_steps::image::root::{Component, Roots};
+use vmkeep_steps::manifest::{
+    self, BackupId, Consistency, Disk, FileEntry, Manifest, Memory, Role, SavedMemory,
+};
+use vmkeep_steps::restore::{Restore, RestoreOptions, RestoreSettings, Then};
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::{Places, World};
 use vmkeep_steps::workflows::snapshot::{self as live, MemoryOptions, Settings, Snapshot, SnapshotOptions};
@@ -47,13 +53,14 @@ impl Scene {
     pub(super) fn new() -> Result<Self, Fault> {
         let folder = std::env::temp_dir().join(format!("vmkeep-diagram-{}", Uuid::new_v4().simple()));
         let made = || {
-            std::fs::create_dir_all(folder.join("root"))?;
+            std::fs::create_dir_all(folder.join("root/backup"))?;
             for name in ["vda.raw", "vdb.raw"] {
                 std::fs::File::create(folder.join(name))?.set_len(2 * GIB)?;
             }
             Ok::<_, std::io::Error>(())
         };
         made().map_err(|e| fault(&e))?;
+        backup(&folder.join("root"))?;
         let guest = Arc::new(Guest { folder: folder.clone() });
         Ok(Self { folder, job: JobId::from(Uuid::from_u128(0x1234_5678_9abc)), guest })
     }
@@ -66,7 +73,7 @@ impl Scene {
     pub(super) async fn plans(&self) -> Result<Vec<(&'static str, Plan)>, Fault> {
         let roots = Roots::open([self.folder.join("root")]).map_err(|e| fault(&e))?;
         let places = Places { roots: Arc::new(roots) };
-        let snapshot = Snapshot::new(self.world(), places, Settings::new("store", "vmkeep"));
+        let snapshot = Snapshot::new(self.world(), places.clone(), Settings::new("store", "vmkeep"));
         let options = |memory: Option<MemoryOptions>| SnapshotOptions {
             target: self.folder.join("root"),
             memory,
@@ -84,7 +91,27 @@ impl Scene {
             bandwidth: 0,
         };
         let verify = self.plan(&crate::verify::Verify, crate::verify::NAME, &verify).await?;
-        Ok(vec![("snapshot", with_memory), ("snapshot-disk-only", disks_only), ("verify", verify)])
+        let restore = Restore::new(self.world(), places, RestoreSettings::default());
+        let options = |cold: bool, then: Then| RestoreOptions {
+            backup: self.folder.join("root/backup"),
+            name: "COPY".to_owned(),
+            folder: Some(self.folder.join("root/restored")),
+            disks: BTreeMap::new(),
+            cold,
+            then,
+            connect: false,
+            bandwidth: 0,
+        };
+        let name = vmkeep_steps::restore::workflow::NAME;
+        let warm = self.plan(&restore, name, &options(false, Then::Running)).await?;
+        let cold = self.plan(&restore, name, &options(true, Then::Default)).await?;
+        Ok(vec![
+            ("snapshot", with_memory),
+            ("snapshot-disk-only", disks_only),
+            ("restore", warm),
+            ("restore-cold", cold),
+            ("verify", verify),
+        ])
     }
 
     async fn plan<O: serde::Serialize + Sync>(
@@ -93,9 +120,15 @@ impl Scene {
         name: &'static str,
         options: &O,
     ) -> Result<Plan, Fault> {
+        // The subject of a restore is the new domain.
+        let subject = if name == vmkeep_steps::restore::workflow::NAME {
+            Subject { id: Uuid::from_u128(8).to_string(), label: "COPY".to_owned() }
+        } else {
+            Subject { id: guest().id.to_string(), label: guest().name }
+        };
         let request = JobRequest {
             workflow: WorkflowName::from(name),
-            subject: Subject { id: guest().id.to_string(), label: guest().name },
+            subject,
             options: serde_json::to_value(options).map_err(|e| fault(&e))?,
             key: None,
             by: Actor::default(),
@@ -127,6 +160,75 @@ impl Scene {
         }
         out
     }
+}
+
+/// A backup that holds nothing, in the folder `backup` below a root.
+fn backup(root: &Path) -> Result<(), Fault> {
+    let roots = Roots::open([root]).map_err(|e| fault(&e))?;
+    let folder = roots.open_folder(&root.join("backup")).map_err(|e| fault(&e))?;
+    let mut files = Vec::new();
+    let mut file = |name: &str, role: Role, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).map_err(|e| fault(&e))?;
+        let image = role == Role::Disk;
+        let name = Component::new(name).map_err(|e| fault(&e))?;
+        files.push(FileEntry {
+            name: name.clone(),
+            role,
+            size: bytes.len() as u64,
+            blake3: blake3::hash(bytes).into(),
+            source_blake3: None,
+            format: image.then_some(Format::Raw),
+            virtual_size: image.then_some(bytes.len() as u64),
+            backing: None,
+            source: None,
+            unknown: BTreeMap::new(),
+        });
+        Ok::<_, Fault>(name)
+    };
+    let image = vec![0; 4096];
+    let (a, b) = (file("vda.raw", Role::Disk, &image)?, file("vdb.raw", Role::Disk, &image)?);
+    let definition = file("domain.xml", Role::Definition, b"<domain/>")?;
+    let memory = file("memory", Role::Memory, b"LibvirtQemudSave")?;
+    let disk = |target: &str, name: Component| Disk {
+        target: target.to_owned(),
+        virtual_size: 4096,
+        chain: vec![name],
+        unknown: BTreeMap::new(),
+    };
+    let manifest = Manifest {
+        format: manifest::FORMAT.to_owned(),
+        version: manifest::VERSION,
+        min_reader: manifest::MIN_READER,
+        backup: BackupId(Uuid::from_u128(7)),
+        job: Uuid::from_u128(7),
+        tool: "vmkeep".to_owned(),
+        point_in_time: Timestamp::UNIX_EPOCH,
+        finished: Timestamp::UNIX_EPOCH,
+        domain: manifest::Domain {
+            uuid: guest().id.0,
+            name: guest().name,
+            machine: None,
+            arch: None,
+            memory: Some(GIB),
+            unknown: BTreeMap::new(),
+        },
+        host: manifest::Host::default(),
+        definition: manifest::Definition { inactive: definition, live: None },
+        consistency: Consistency::MemoryAndDisks,
+        disks: vec![disk("vda", a), disk("vdb", b)],
+        memory: Memory::Saved(SavedMemory {
+            file: memory,
+            version: 2,
+            compression: "raw".to_owned(),
+            unknown: BTreeMap::new(),
+        }),
+        left_out: Vec::new(),
+        files,
+        warnings: Vec::new(),
+        unknown: BTreeMap::new(),
+    };
+    manifest::publish(&folder, &manifest).map_err(|e| fault(&e))?;
+    Ok(())
 }
 
 fn guest() -> DomainRef {
@@ -269,7 +371,7 @@ impl Hypervisor for Guest {
         refused()
     }
     async fn memory_image_definition(&self, _: &Path) -> HvResult<String> {
-        refused()
+        Ok(String::new())
     }
     async fn memory_image_head(&self, _: &Path, _: &str) -> HvResult<Vec<u8>> {
         refused()

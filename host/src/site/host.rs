@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use uuid::Uuid;
 use vmkeep_steps::hypervisor::{DomainRef, Hypervisor, Trouble};
+use vmkeep_steps::restore::{Restore, RestoreSettings};
 use vmkeep_steps::snapshot::{Places, World};
 use vmkeep_steps::workflows::snapshot::{Settings, Snapshot};
 use vmkeep_workflow::engine::Limits;
@@ -28,7 +29,8 @@ pub fn registry(world: &World, store: Uuid, roots: &OpenRoots) -> Registry {
     let registry = Registry::new()
         .workflow(crate::verify::Verify)
         .step(crate::verify::VerifyBackup { roots: roots.roots.clone() });
-    Snapshot::new(world.clone(), places, settings).register(registry)
+    let registry = Snapshot::new(world.clone(), places.clone(), settings).register(registry);
+    Restore::new(world.clone(), places, RestoreSettings::default()).register(registry)
 }
 
 /// How many jobs may run at once: in all, and per root that they write to.
@@ -120,9 +122,15 @@ impl Site for Host {
         Ok(order)
     }
 
-    async fn restore(&self, request: &RestoreRequest) -> Result<Order, Fault> {
-        let _ = request;
-        Err(Fault::permanent(codes::UNDEFINED_ERROR, "restore", "", "not yet"))
+    async fn restore(&self, request: &RestoreRequest, key: Option<&str>) -> Result<Order, Fault> {
+        let wanted = request.backup.clone();
+        let one = self.blocking(move |roots| backups::find(&wanted, roots)).await?;
+        self.roots.usable(&one.path)?;
+        let order = orders::restore(&self.config, request, &one.path, key)?;
+        for target in orders::restore_targets(&order)? {
+            self.roots.usable(&target)?;
+        }
+        Ok(order)
     }
 
     async fn verify(&self, backup: &str) -> Result<Order, Fault> {

@@ -50,11 +50,12 @@ pub trait Site: Send + Sync + 'static {
     /// When the domain is unknown or the request makes no sense.
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault>;
 
-    /// The order for a restore.
+    /// The order for a restore. The new domain's UUID is made here; with a key it is made of that, so that a repeated
+    /// request means the same domain.
     ///
     /// # Errors
     /// When the backup is unknown or the request makes no sense.
-    async fn restore(&self, request: &RestoreRequest) -> Result<Order, Fault>;
+    async fn restore(&self, request: &RestoreRequest, key: Option<&str>) -> Result<Order, Fault>;
 
     /// The order for reading a backup again.
     ///

@@ -6,15 +6,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
+use uuid::Uuid;
 use vmkeep_steps::hypervisor::DomainRef;
+use vmkeep_steps::image::name::encode;
+use vmkeep_steps::restore::{self, RestoreOptions, Then};
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::memory::IfSlow;
 use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, SnapshotOptions};
 use vmkeep_workflow::{Fault, Subject, WorkflowName};
 
 use super::Order;
-use crate::api::types::{OnBusyMemory, SnapshotRequest};
+use crate::api::types::{OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs};
 use crate::codes;
 use crate::config::Config;
 
@@ -65,6 +69,59 @@ pub(super) fn snapshot(
     })
 }
 
+/// The order for a restore. Its subject is the new domain.
+pub(super) fn restore(
+    config: &Config,
+    request: &RestoreRequest,
+    backup: &Path,
+    key: Option<&str>,
+) -> Result<Order, Fault> {
+    if request.name.is_empty() {
+        return Err(usage("the new domain needs a name", "Give one with --as"));
+    }
+    let clean = |path: &PathBuf| path.components().collect::<PathBuf>();
+    // A folder of its own for each restored domain: two restores never meet.
+    let folder =
+        request.folder.as_ref().map_or_else(|| config.restore_dir.join(encode(&request.name)), clean);
+    let options = RestoreOptions {
+        backup: backup.to_owned(),
+        name: request.name.clone(),
+        folder: Some(folder.clone()),
+        disks: request.disks.iter().map(|(target, path)| (target.clone(), clean(path))).collect(),
+        cold: request.cold,
+        then: match request.start {
+            StartAs::Default => Then::Default,
+            StartAs::Running => Then::Running,
+            StartAs::Paused => Then::Paused,
+        },
+        connect: request.connect,
+        bandwidth: request.bandwidth.unwrap_or(config.limits.bandwidth),
+    };
+    Ok(Order {
+        workflow: WorkflowName::from(restore::workflow::NAME),
+        subject: Subject { id: new_uuid(key).to_string(), label: request.name.clone() },
+        options: json(&options)?,
+        limits: limits(config, &folder),
+    })
+}
+
+/// The folders that a restore writes to.
+pub(super) fn restore_targets(order: &Order) -> Result<Vec<PathBuf>, Fault> {
+    let options = RestoreOptions::deserialize(&order.options)
+        .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, "read the options back", "", e))?;
+    Ok(options.folder.into_iter().chain(options.disks.into_values()).collect())
+}
+
+/// A UUID for a new domain: at random, or, for a request with a key, always the same.
+fn new_uuid(key: Option<&str>) -> Uuid {
+    let Some(key) = key else { return Uuid::new_v4() };
+    let digest =
+        blake3::derive_key("vmkeep restore: UUID of the new domain from the request's key", key.as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 /// The limits that a job counts against that writes there.
 pub(super) fn limits(config: &Config, target: &Path) -> Vec<String> {
     // The deepest root is the one that the target belongs to.
@@ -89,4 +146,73 @@ pub(super) fn json<T: serde::Serialize>(options: &T) -> Result<Value, Fault> {
 
 pub(super) fn usage(cause: &str, remedy: &str) -> Fault {
     Fault::permanent(codes::USAGE, "understand the request", "", cause).remedy(remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Limits, Log};
+
+    fn config() -> Config {
+        Config {
+            state_dir: "/s".into(),
+            socket: "/s/x".into(),
+            connect: "test:///default".into(),
+            roots: vec!["/b".into(), "/b/deep".into(), "/s/restored".into()],
+            restore_dir: "/s/restored".into(),
+            limits: Limits { bandwidth: 77, ..Limits::default() },
+            log: Log::default(),
+            file: None,
+        }
+    }
+
+    fn domain() -> DomainRef {
+        DomainRef { id: vmkeep_steps::hypervisor::DomainId(Uuid::from_u128(5)), name: "web".to_owned() }
+    }
+
+    #[test]
+    fn a_backups_order_says_what_is_in_force_now() {
+        let request =
+            SnapshotRequest { domain: "web".to_owned(), memory: true, ..SnapshotRequest::default() };
+        let order = snapshot(&config(), &request, &domain()).unwrap();
+        let options = SnapshotOptions::deserialize(&order.options).unwrap();
+        assert_eq!((options.target.to_str(), options.bandwidth), (Some("/b"), 77));
+        assert_eq!(options.memory.unwrap().seconds, Some(600));
+        assert_eq!(order.subject.id, Uuid::from_u128(5).to_string());
+        assert_eq!(order.limits, ["root /b"]);
+        let deep = SnapshotRequest { to: Some("/b/deep/er/".into()), ..request };
+        assert_eq!(snapshot(&config(), &deep, &domain()).unwrap().limits, ["root /b/deep"]);
+    }
+
+    #[test]
+    fn memory_and_a_freeze_are_never_combined() {
+        let request = SnapshotRequest { memory: true, quiesce: Some(true), ..SnapshotRequest::default() };
+        assert_eq!(snapshot(&config(), &request, &domain()).unwrap_err().code, codes::USAGE);
+        let request = SnapshotRequest { memory: false, ..request };
+        let order = snapshot(&config(), &request, &domain()).unwrap();
+        assert_eq!(SnapshotOptions::deserialize(&order.options).unwrap().freeze, FreezePolicy::Required);
+    }
+
+    #[test]
+    fn restored_domains_get_folders_of_their_own_whatever_they_are_called() {
+        let of = |name: &str| {
+            let request = RestoreRequest { name: name.to_owned(), ..RestoreRequest::default() };
+            let order = restore(&config(), &request, Path::new("/b/x"), None).unwrap();
+            restore_targets(&order).unwrap().remove(0)
+        };
+        assert_eq!(of("web"), Path::new("/s/restored/web"));
+        assert_eq!(of("../../etc").parent(), Some(Path::new("/s/restored")));
+        assert_ne!(of("a/b"), of("a b"));
+        let nameless = RestoreRequest::default();
+        assert_eq!(restore(&config(), &nameless, Path::new("/b/x"), None).unwrap_err().code, codes::USAGE);
+    }
+
+    #[test]
+    fn a_repeated_restore_with_its_key_means_the_same_domain_and_without_one_another() {
+        let request = RestoreRequest { name: "new".to_owned(), ..RestoreRequest::default() };
+        let id = |key| restore(&config(), &request, Path::new("/b/x"), key).unwrap().subject.id;
+        assert_eq!(id(Some("k")), id(Some("k")));
+        assert_ne!(id(Some("k")), id(Some("l")));
+        assert_ne!(id(None), id(None));
+    }
 }

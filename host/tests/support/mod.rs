@@ -131,7 +131,7 @@ impl Site for ToySite {
         })
     }
 
-    async fn restore(&self, request: &RestoreRequest) -> Result<Order, Fault> {
+    async fn restore(&self, request: &RestoreRequest, _: Option<&str>) -> Result<Order, Fault> {
         Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", &request.backup, "there are none"))
     }
 

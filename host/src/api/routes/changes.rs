@@ -7,7 +7,7 @@ use axum::extract::{Path, State as Extract};
 use axum::http::HeaderMap;
 use jiff::Timestamp;
 use serde::Deserialize;
-use vmkeep_workflow::{Code, Engine, Fault, IfBusy, JobId, JobRequest, JobStatus, Settle};
+use vmkeep_workflow::{Code, Fault, IfBusy, JobId, JobRequest, JobStatus, Settle};
 
 use super::{App, State, key};
 use crate::api::answer::{Answer, Failure, Json};
@@ -32,9 +32,10 @@ pub(super) async fn restore(
     Json(request): Json<RestoreRequest>,
 ) -> Answer<Accepted> {
     app.ready("restore the backup", &request.backup)?;
-    let order = app.site.restore(&request).await?;
+    let key = key(&headers)?;
+    let order = app.site.restore(&request, key.as_deref()).await?;
     let asked = Asked { reason: request.reason, dry_run: request.dry_run, queue: false };
-    place(&app, order, asked, key(&headers)?).await
+    place(&app, order, asked, key).await
 }
 
 /// Asks to read a backup again.
@@ -80,34 +81,8 @@ async fn place(app: &Arc<App>, order: Order, asked: Asked, key: Option<String>) 
     app.site.before_job(&app.engine).await;
     // Detached from the connection: a client that goes away must not cut an admission in half.
     let engine = app.engine.clone();
-    let job = tokio::spawn(async move { admit(&engine, request).await }).await.map_err(|e| gone(&e))??;
+    let job = tokio::spawn(async move { engine.request(request).await }).await.map_err(|e| gone(&e))??;
     Ok(Json(Accepted::Job(Box::new(app.row(job).await?))))
-}
-
-/// How often, and how far apart, a domain is tried whose last job has ended and lets go of it at this very moment.
-const LETTING_GO: (u32, Duration) = (100, Duration::from_millis(20));
-
-/// A job is seen to have ended shortly before it lets go of its domain. Whoever asks for the next one at once, a script
-/// say, must not be told that the domain is busy.
-async fn admit(engine: &Engine, request: JobRequest) -> Result<JobId, Fault> {
-    for _ in 1..LETTING_GO.0 {
-        match engine.request(request.clone()).await {
-            Err(fault)
-                if fault.code == Code::SUBJECT_BUSY && holder_ended(engine, &request.subject.id).await =>
-            {
-                tokio::time::sleep(LETTING_GO.1).await;
-            }
-            answer => return answer,
-        }
-    }
-    engine.request(request).await
-}
-
-async fn holder_ended(engine: &Engine, subject: &str) -> bool {
-    match engine.holder(subject) {
-        Some(job) => engine.summary(job).await.is_ok_and(|summary| summary.status.ended()),
-        None => true,
-    }
 }
 
 fn gone(error: &tokio::task::JoinError) -> Fault {
