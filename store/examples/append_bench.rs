@@ -151,6 +151,43 @@ fn main() -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let store = Arc::new(SqliteStore::open(folder.path().join("store"), Options::default())?);
     let (mut file, mut one, mut many) = (Vec::new(), Vec::new(), Vec::new());
+    if std::env::var_os("N").is_some() {
+        let n: u64 = std::env::var("N")?.parse()?;
+        let job = JobId::new();
+        let stream = StreamId::job(job);
+        let mut sum = summary(job);
+        let st = Instant::now();
+        runtime.block_on(async {
+            let mut seq = Seq(0);
+            while seq.0 < n {
+                sum.seq = seq.next();
+                sum.updated = Timestamp::now();
+                let a = Append {
+                    stream: stream.clone(),
+                    expected: seq,
+                    records: vec![event(seq.0)],
+                    summary: Some(sum.clone()),
+                    key: None,
+                };
+                seq = store.append(a).await?.last;
+            }
+            Outcome::Ok(())
+        })?;
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let w: Vec<&str> = stat.split(' ').collect();
+        let io = std::fs::read_to_string("/proc/self/io")?;
+        println!(
+            "wall {:.1} user {:.1} sys {:.1} us/append {}",
+            st.elapsed().as_secs_f64() * 1e6 / n as f64,
+            w[13].parse::<f64>()? * 1e4 / n as f64,
+            w[14].parse::<f64>()? * 1e4 / n as f64,
+            io.lines()
+                .filter(|l| l.starts_with("wchar") || l.starts_with("syscw"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
+        return Ok(());
+    }
     if std::env::var_os("ONLY").is_some() {
         let f = file_round(folder.path(), time)?;
         let o = if std::env::var("ONLY").unwrap() == "2" {

@@ -20,6 +20,11 @@ pub(crate) fn failed(doing: &str, path: &Path, error: &io::Error) -> StoreError 
     StoreError::Io(format!("could not {doing} {}: {error}", path.display()))
 }
 
+/// A path from the root, links left as they are.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
+    std::path::absolute(path).map_err(|e| failed("find", path, &e))
+}
+
 /// Fsyncs a folder: what was made, renamed and removed in it is durable then.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -27,7 +32,7 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// Makes a folder and those above it that are missing, durably. One that is there is left as it is.
 pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
-    let path = std::path::absolute(path).map_err(|e| failed("find", path, &e))?;
+    let path = absolute(path)?;
     let missing: Vec<PathBuf> = path.ancestors().take_while(|p| !p.is_dir()).map(Path::to_path_buf).collect();
     for folder in missing.into_iter().rev() {
         match DirBuilder::new().mode(FOLDER_MODE).create(&folder) {

@@ -235,6 +235,30 @@ async fn an_empty_file_and_a_database_of_others_are_refused_and_left_alone() {
     }
 }
 
+/// A reader that touches nothing, not even the log's index, is one for its whole process.
+#[tokio::test]
+async fn a_store_that_this_process_reads_untouched_is_not_opened_for_writing_until_it_is_closed() {
+    let mut stage = stage().await;
+    let store = stage.open();
+    store.append(append("late", 0, 1)).await.unwrap();
+    // As a crash leaves it: with the log and its index.
+    let crashed = tempfile::tempdir().unwrap();
+    std::fs::create_dir(crashed.path().join("store")).unwrap();
+    for file in ["journal.db", "journal.db-wal", "journal.db-shm"] {
+        std::fs::copy(stage.folder().join(file), crashed.path().join("store").join(file)).unwrap();
+    }
+    drop(store);
+    stage.place = crashed;
+    let reading = SqliteStore::open_read_only(stage.folder()).unwrap();
+    assert_holds(&reading, "late", 1).await;
+    assert!(matches!(stage.refusal(), StoreError::InUse { holder, .. } if holder.contains("for reading")));
+    assert_whole(&reading).await;
+    drop(reading);
+    let store = stage.open();
+    store.append(append("late", 1, 1)).await.unwrap();
+    assert_whole(&store).await;
+}
+
 #[tokio::test]
 async fn what_an_interrupted_creation_left_is_no_hindrance() {
     let place = tempfile::tempdir().unwrap();

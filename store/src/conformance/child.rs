@@ -27,7 +27,8 @@ pub fn act(engine: &dyn Candidate) {
         match act.as_str() {
             "write" => write(engine.open(&folder, small()).unwrap()).await,
             "hold" => {
-                let _store = engine.open(&folder, small()).unwrap();
+                let store = engine.open(&folder, small()).unwrap();
+                store.append(append("held", 0, 3)).await.unwrap();
                 eprintln!("held by {}", std::process::id());
                 // Until the parent ends it.
                 std::future::pending::<()>().await;
@@ -180,7 +181,8 @@ pub fn kill_while_creating(engine: &dyn Candidate, module: &str) {
     assert!(young > 0, "no kill came while the store was young");
 }
 
-/// A process finds the store held by another one, and gets it when that one is gone, whatever ended it.
+/// A process finds the store held by another one, may read it all the same, and gets it when that one is gone, whatever
+/// ended it.
 pub fn second_process(engine: &dyn Candidate, module: &str) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("store");
@@ -192,8 +194,17 @@ pub fn second_process(engine: &dyn Candidate, module: &str) {
         panic!("it was let in")
     };
     assert!(holder.contains(&format!("process {}", child.id())), "{holder}");
-    stop(child);
-    engine.open(&folder, small()).unwrap();
+    runtime().block_on(async {
+        let reading = engine.open_read_only(&folder).unwrap();
+        assert_holds(&*reading, "held", 3).await;
+        stop(child);
+        assert_holds(&*reading, "held", 3).await;
+        drop(reading);
+        assert_holds(&*engine.open_read_only(&folder).unwrap(), "held", 3).await;
+        let store = engine.open(&folder, small()).unwrap();
+        store.append(append("held", 3, 1)).await.unwrap();
+        assert_whole(&*store).await;
+    });
 }
 
 /// Runs the child's act `fill` with file systems of its own: a RAM disk, and ext4 where that can be had.

@@ -48,6 +48,11 @@ pub(super) enum Way {
 pub(super) fn writer(folder: &Path, durable: bool) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(layout::database(folder), flags)?;
+    if connection.is_readonly(rusqlite::MAIN_DB)? {
+        // SQLite makes do with reading when the file cannot be written to.
+        let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_PERM);
+        return Err(rusqlite::Error::SqliteFailure(failure, Some("it cannot be written to".to_owned())));
+    }
     connection.busy_timeout(PATIENCE)?;
     connection.set_prepared_statement_cache_capacity(32);
     // Dirty pages stay in memory until the commit, so the log is written once and only whole. Checkpoints are run by

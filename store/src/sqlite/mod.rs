@@ -1,6 +1,7 @@
 //! The engine for production: one SQLite database per store, in WAL mode with `synchronous = FULL`.
 //!
 //! - One thread writes and commits in groups ([`writer`]); each group costs one fsync.
+//! - The folder is on a local file system: the log's index is memory that processes share.
 //! - Reading goes through a few connections of its own on blocking threads, and never waits for the writer.
 //! - SQLite is compiled in. The library of the system is never used: that of Debian 12 can lose a log's reset.
 //! - What its failures mean stands in [`errors`], how a store comes to be in [`layout`], how it is opened in [`connect`].
@@ -21,7 +22,7 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use serde_json::Value;
 use tokio::sync::{broadcast, oneshot};
 use uuid::Uuid;
@@ -98,7 +99,8 @@ impl SqliteStore {
     /// [`StoreError::InUse`] when it is open elsewhere, be it in this process; [`StoreError::TooNew`] when a newer release
     /// wrote it; [`StoreError::Damaged`] and [`StoreError::Io`] with the reason.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self, StoreError> {
-        let folder = path.as_ref();
+        // An absolute path is never taken for a URI.
+        let folder = &files::absolute(path.as_ref())?;
         files::make_folder(folder)?;
         let lock = Lock::take(folder)?;
         let database = layout::database(folder);
@@ -108,8 +110,14 @@ impl SqliteStore {
         let identity = connect::inspect(folder)?;
         let reserve = Arc::new(ReserveFile::open(folder, options.reserve));
         layout::write_log_ahead(folder);
-        let connections = writers(folder, &reserve)
-            .map_err(|e| unread(&format!("open {} for writing", database.display()), &e))?;
+        let connections = writers(folder, &reserve).map_err(|error| match error {
+            // A reader that maps the log's index read-only does so for its whole process.
+            e if e.sqlite_error_code() == Some(ErrorCode::ReadOnly) => StoreError::InUse {
+                path: folder.display().to_string(),
+                holder: "this process, for reading only".to_owned(),
+            },
+            e => unread(&format!("open {} for writing", database.display()), &e),
+        })?;
         let (commands, queue) = mpsc::channel();
         let subscribers = broadcast::Sender::new(SUBSCRIBER_LAG);
         let writer = Writer::new(
@@ -118,7 +126,7 @@ impl SqliteStore {
             identity.id,
             Arc::clone(&reserve),
             subscribers.clone(),
-            folder.to_path_buf(),
+            folder.clone(),
         )
         .map_err(|e| unread("read where the journal ends", &e))?;
         let thread = std::thread::Builder::new()
@@ -136,7 +144,7 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::TooNew`], [`StoreError::Damaged`], or [`StoreError::Io`] when there is none or it cannot be read.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        let (readers, identity) = Readers::alone(path.as_ref())?;
+        let (readers, identity) = Readers::alone(&files::absolute(path.as_ref())?)?;
         let subscribers = broadcast::Sender::new(1);
         Ok(Self { inner: Arc::new(Inner { identity, readers, subscribers, writing: None }) })
     }
@@ -167,7 +175,8 @@ impl SqliteStore {
 fn writers(folder: &Path, reserve: &ReserveFile) -> rusqlite::Result<(Connection, Connection)> {
     let open = || {
         let durable = connect::writer(folder, true)?;
-        durable.query_row("SELECT count(*) FROM commits LIMIT 1", [], |_| Ok(()))?;
+        // Opens the log and its index, and tells whether they can be written to.
+        durable.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
         Ok((durable, connect::writer(folder, false)?))
     };
     match open() {
