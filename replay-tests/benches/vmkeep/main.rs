@@ -8,13 +8,25 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, unreachable_pub)]
 
 mod engine;
+mod idle;
+mod merge;
+mod snapshot;
+mod store;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 mod table;
 
 use table::Row;
 
 type Group = (&'static str, fn() -> Vec<Row>);
 
-const GROUPS: &[Group] = &[("engine", engine::run)];
+const GROUPS: &[Group] = &[
+    ("engine", engine::run),
+    ("store", store::run),
+    ("snapshot", snapshot::run),
+    ("merge", merge::run),
+    ("idle", idle::run),
+];
 
 fn main() {
     let mut json = false;
