@@ -27,7 +27,7 @@ use crate::files::{self, failed};
 pub(super) const FORMAT: u32 = 1;
 
 /// The size of a page of the database.
-const PAGE: u32 = 1024;
+const PAGE: u32 = 4096;
 
 /// The size of the log that is written ahead: what a busy store fills between checkpoints, and a large group on top.
 const LOG_BYTES: usize = (super::writer::BUSY_FRAMES as usize + 256) * (PAGE as usize + 24);
