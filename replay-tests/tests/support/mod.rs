@@ -227,6 +227,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits until it has died by its crash point; says whether it did before the condition held.
     pub fn dies_or(&mut self, mut otherwise: impl FnMut() -> bool) -> bool {
         until("vmkeepd to die at its crash point, or the job to end", || {
