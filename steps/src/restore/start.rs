@@ -181,6 +181,14 @@ impl Step for StartDomain {
             }
         }
         let seen = self.0.observe(id, codes::CANNOT_START_MACHINE).await.map_err(Fault::in_doubt)?;
+        if seen.qemu.is_none() {
+            let (code, remedy) = match input.memory {
+                Some(_) => (codes::CANNOT_RESTORE_MACHINE, GO_COLD),
+                None => (codes::CANNOT_START_MACHINE, "See the domain's log of QEMU"),
+            };
+            let cause = "its QEMU ended right after it had been started";
+            return Err(Fault::permanent(code, "start the domain", name, cause).remedy(remedy));
+        }
         let instance = self.settled(&seen, &input, &images).map_err(|what| {
             Fault::permanent(Code::EFFECT_DIVERGED, "start the domain", name, what).class(Class::Fatal)
         })?;

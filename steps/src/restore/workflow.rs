@@ -126,7 +126,7 @@ impl Workflow for Restore {
         let memory = saved.and_then(|saved| memory_input(manifest, saved, &options, &new));
         let memory_room = memory.as_ref().map(|memory| (memory.folder.clone(), memory.wanted.size));
         let places = check::room(&self.places, self.settings, &images, memory_room).await?;
-        notes.extend(advice(manifest, &options, &new, memory.is_some()));
+        notes.extend(advice(manifest, &new, memory.is_some()));
 
         let facts = Facts {
             backup: options.backup.clone(),
@@ -177,7 +177,7 @@ fn memory_input(
 }
 
 /// What the owner of the new domain must know.
-fn advice(manifest: &Manifest, options: &RestoreOptions, new: &NewDomain, with_memory: bool) -> Vec<String> {
+fn advice(manifest: &Manifest, new: &NewDomain, with_memory: bool) -> Vec<String> {
     let mut notes = Vec::new();
     let (old, at) = (&manifest.domain.name, manifest.point_in_time);
     if with_memory {

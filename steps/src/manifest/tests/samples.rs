@@ -33,7 +33,7 @@ pub(crate) fn entry(folder: &Folder, name: &str, role: Role) -> FileEntry {
 
 /// Two disks (`vda`: qcow2 on a raw base; `vdb`: raw), a definition and a memory image, in `folder`.
 pub(crate) fn unpublished(folder: &Folder) -> Manifest {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::write(at("base"), vec![7; 2 << 20]).unwrap();
     std::fs::write(at("b"), vec![9; 1 << 20]).unwrap();
