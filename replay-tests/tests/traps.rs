@@ -283,8 +283,8 @@ fn a_domain_that_libvirt_has_forgotten_is_left_alone_until_its_qemu_is_gone() {
 /// For an instant in the middle of a pivot libvirt's status file is one that libvirt itself cannot read. Killed then, it
 /// comes back without knowledge of the domain: QEMU runs on, stopped for the pivot, and libvirt says "shut off".
 ///
-/// QEMU's locks keep a second QEMU, and vmkeepd's own tools, off the images. The job says who is in the way and goes on
-/// trying; when that QEMU is gone it brings the domain home, and everything is there.
+/// A second QEMU cannot be started beside it (its serial file and its images are in use), and the images' locks keep
+/// vmkeepd's own tools off them. The job says how to find out who is in the way, and goes on trying; when that QEMU is gone it brings the domain home, and everything is there.
 fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str) -> Value {
     let qemu = bed.hypervisor().qemu("web1").unwrap();
     let refused = bed.guest.virsh("start", &[]).expect_err("a second QEMU on the same images");
@@ -298,6 +298,8 @@ fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str) -> Value {
         Some(failed["event"]["body"]["data"].clone())
     });
     println!("  {fault}");
+    assert_eq!(fault["fault"]["code"], 104, "{fault}");
+    assert!(fault["fault"]["remedy"].as_str().unwrap().contains("fuser"), "{fault}");
     assert!(qemu.id.is_alive());
     let held = bed.hypervisor().files_held_by_qemu("web1").unwrap();
     assert!(held.iter().all(|file| file.exists()), "a file was removed under QEMU: {held:?}");
