@@ -14,7 +14,7 @@
 //! Other programs (`qemu-img`, QEMU) take paths, not descriptors. [`Folder::path`] is the resolved path for them and
 //! for messages. Beneath a root only the owner of vmkeep may write, so what was opened stays what the path names.
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
+use rustix::fs::{Access, AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -44,7 +44,7 @@ pub enum RootError {
         /// As given.
         name: String,
     },
-    /// The kernel refused the path: a symbolic link on the way, or it climbs out of its root.
+    /// A symbolic link on the way, or `..`: the kernel refused the path, or it was not even asked.
     #[error("{path:?} passes through a symbolic link or leaves its folder")]
     Escapes {
         /// Full path for people.
@@ -280,12 +280,11 @@ impl Roots {
         if !path.is_absolute() {
             return Err(RootError::NotAbsolute { path: path.to_owned() });
         }
-        let climbs = path.components().any(|c| matches!(c, Part::ParentDir | Part::CurDir));
-        let found = self.0.iter().find_map(|root| root.below(path).map(|rel| (root, rel)));
-        match found {
-            Some(found) if !climbs => Ok(found),
-            _ => Err(RootError::Outside { path: path.to_owned() }),
+        if path.components().any(|c| matches!(c, Part::ParentDir | Part::CurDir)) {
+            return Err(RootError::Escapes { path: path.to_owned() });
         }
+        let found = self.0.iter().find_map(|root| root.below(path).map(|rel| (root, rel)));
+        found.ok_or_else(|| RootError::Outside { path: path.to_owned() })
     }
 
     /// Opens an existing folder that must lie beneath a root.
@@ -372,8 +371,12 @@ impl Folder {
     /// Opens a folder below this one.
     pub fn open_folder(&self, rel: &RelPath) -> Result<Self, RootError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let fd = self.open_beneath("open", rel.as_str(), flags, Mode::empty())?;
-        Ok(Self { fd, path: self.path.join(rel.as_str()) })
+        match self.open_beneath("open", rel.as_str(), flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, path: self.path.join(rel.as_str()) }),
+            // The kernel says of a link in the last place only that it is no folder.
+            Err(RootError::WrongKind { path, .. }) if path.is_symlink() => Err(RootError::Escapes { path }),
+            Err(e) => Err(e),
+        }
     }
 
     /// Makes a folder in this one; it must not exist. The new name is durable on return.
@@ -415,6 +418,13 @@ impl Folder {
             return Err(RootError::WrongKind { path: path(), wanted: "regular file" });
         }
         Ok(File::from(fd))
+    }
+
+    /// Whether this user could make something in this folder; a file system that is read-only does not let it either.
+    pub fn check_writable(&self) -> Result<(), RootError> {
+        let at = AtFlags::EACCESS;
+        rustix::fs::accessat(&self.fd, ".", Access::WRITE_OK | Access::EXEC_OK, at)
+            .map_err(|e| RootError::from_errno("write in", self.path.clone(), e))
     }
 
     /// Opens a regular file below this folder for reading.

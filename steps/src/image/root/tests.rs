@@ -41,15 +41,11 @@ fn plain_names_only() {
 fn paths_outside_or_climbing_are_refused_before_anything_is_opened() {
     let p = place();
     let root = p.dir.path().join("root");
-    for bad in [
-        p.dir.path().join("outside"),
-        p.dir.path().join("root2"),
-        root.join("../outside"),
-        root.join("a/../../outside"),
-        root.join("a/../b"),
-        PathBuf::from("/"),
-    ] {
+    for bad in [p.dir.path().join("outside"), p.dir.path().join("root2"), PathBuf::from("/")] {
         assert!(matches!(p.roots.make_folder(&bad), Err(RootError::Outside { .. })), "{bad:?}");
+    }
+    for bad in [root.join("../outside"), root.join("a/../../outside"), root.join("a/../b")] {
+        assert!(matches!(p.roots.make_folder(&bad), Err(RootError::Escapes { .. })), "{bad:?}");
     }
     assert!(matches!(p.roots.locate(Path::new("root/a")), Err(RootError::NotAbsolute { .. })));
     p.roots.make_folder(&root.join("a/b")).unwrap();

@@ -49,9 +49,10 @@ pub(super) async fn choose(
     seen: &Observation,
 ) -> Result<Choice, Fault> {
     let domain = &seen.domain;
+    // First what has no remedy: nobody is to be told to start a domain that cannot be backed up then either.
+    state_outside_disks(seen, options)?;
     let qemu = running(seen)?;
     owner(seen, settings)?;
-    state_outside_disks(seen, options)?;
     if let Some(what) = fence::busy(&*world.hypervisor, &domain.id)
         .await
         .map_err(|e| e.fault(codes::DOMAIN_BUSY_ELSEWHERE, DOING, &domain.name))?
