@@ -123,7 +123,10 @@ impl JobSummary {
         self.updated = event.at;
         match &event.body {
             Body::JobPlanned(plan) => {
-                self.status = JobStatus::Running;
+                // A pause that was asked for while the job waited is in force from its first step on.
+                if self.status != JobStatus::Paused {
+                    self.status = JobStatus::Running;
+                }
                 self.title.clone_from(&plan.title);
                 self.steps = u32::try_from(plan.steps.len()).unwrap_or(u32::MAX);
             }
@@ -181,5 +184,35 @@ impl JobSummary {
         self.status = status;
         self.ended = Some(at);
         self.items.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{IfBusy, JobRequest};
+    use crate::plan::Plan;
+
+    #[test]
+    fn a_pause_that_was_asked_for_before_the_plan_shows_until_it_ends() {
+        let at = Timestamp::UNIX_EPOCH;
+        let event = |body| Event::new(at, Default::default(), body);
+        let request = JobRequest {
+            workflow: "toy".into(),
+            subject: Subject { id: "s".into(), label: "s".into() },
+            options: serde_json::Value::Null,
+            key: None,
+            by: Actor::default(),
+            if_busy: IfBusy::Refuse,
+            limits: vec![],
+            retry_of: None,
+        };
+        let mut summary = JobSummary::first(JobId::new(), &event(Body::JobRequested(request))).unwrap();
+        summary.apply(&event(Body::PauseRequested { by: Actor::default(), until: at }));
+        let plan = Plan::new("toy", 1, "toy", vec![], None, serde_json::Value::Null).unwrap();
+        summary.apply(&event(Body::JobPlanned(Box::new(plan))));
+        assert_eq!(summary.status, JobStatus::Paused);
+        summary.apply(&event(Body::ResumeRequested(Actor::default())));
+        assert_eq!(summary.status, JobStatus::Running);
     }
 }

@@ -322,6 +322,7 @@ async fn a_paused_job_waits_and_goes_on_when_told_or_when_its_time_is_up() {
     gate.reached().await;
     let soon = Timestamp::now() + Duration::from_millis(300);
     engine.pause(job, who("ann"), soon).await.unwrap();
+    assert_eq!(engine.summary(job).await.unwrap().status, JobStatus::Paused);
     gate.open();
     let summary = engine.wait(job).await.unwrap();
     assert_eq!(summary.status, JobStatus::Succeeded);
