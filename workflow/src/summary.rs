@@ -135,7 +135,7 @@ impl JobSummary {
                 self.steps_done = self.steps_done.saturating_add(1).min(self.steps);
             }
             Body::StepFailed { fault, .. } if self.fault.is_none() => self.fault = Some(fault.clone()),
-            Body::PauseRequested { .. } if self.status == JobStatus::Running => {
+            Body::PauseRequested { .. } if matches!(self.status, JobStatus::Queued | JobStatus::Running) => {
                 self.status = JobStatus::Paused
             }
             Body::ResumeRequested(_) | Body::TimerFired(crate::event::Timer::Pause)
