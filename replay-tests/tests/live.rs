@@ -1,6 +1,8 @@
 //! A running guest, backed up live and restored, on a real libvirt and QEMU; and vmkeepd killed at every event boundary
 //! of both.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use std::path::{Path, PathBuf};

@@ -24,9 +24,12 @@ pub struct Rename {
     pub change: (String, String),
 }
 
+/// Chooses a change by its number and what it is.
+pub type When = Box<dyn Fn(usize, &Rename) -> bool + Send>;
+
 /// What is to be done, once, while a certain rename is about to happen: which one (it is told its number, from 1), what.
 pub struct Act {
-    pub when: Box<dyn Fn(usize, &Rename) -> bool + Send>,
+    pub when: When,
     pub act: Box<dyn FnOnce() + Send>,
 }
 
