@@ -27,7 +27,7 @@ pub struct Global {
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
-    /// The daemon's socket [default: where vmkeepd of this user listens]
+    /// The daemon's socket (default: where vmkeepd of this user listens)
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// The configuration file that names the socket
@@ -123,13 +123,13 @@ pub enum Command {
 pub struct Snapshot {
     /// Its name or UUID
     pub domain: String,
-    /// Memory and disks at one instant [default]
+    /// Memory and disks at one instant (the default)
     #[arg(long, conflicts_with = "disk_only")]
     pub live: bool,
     /// The disks alone
     #[arg(long)]
     pub disk_only: bool,
-    /// The root, or a folder below one [default: the first configured root]
+    /// The root, or a folder below one (default: the first configured root)
     #[arg(long, value_name = "FOLDER")]
     pub to: Option<PathBuf>,
     /// Only these disks, by target: vda,vdb
@@ -150,7 +150,7 @@ pub struct Snapshot {
     /// Freeze the guest's file systems for the instant (needs its agent; disk-only)
     #[arg(long, conflicts_with = "no_quiesce")]
     pub quiesce: bool,
-    /// Never freeze them [default: freeze when an agent answers]
+    /// Never freeze them (default: freeze when an agent answers)
     #[arg(long)]
     pub no_quiesce: bool,
     /// Wait while the domain is busy, instead of being refused
@@ -172,13 +172,13 @@ pub struct Restore {
     /// Where one disk goes: vda=/path/to/file (may be repeated)
     #[arg(long = "disk", value_name = "DISK=PATH", value_parser = disk_place)]
     pub disks: Vec<(String, PathBuf)>,
-    /// Where all other disks go [default: a folder of their own below the restore folder]
+    /// Where all other disks go (default: a folder of their own below the restore folder)
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
     /// Leave the memory out: the guest will boot
     #[arg(long)]
     pub cold: bool,
-    /// Let it run [default: paused with memory, shut off without]
+    /// Let it run (default: paused with memory, shut off without)
     #[arg(long, conflicts_with = "paused")]
     pub start: bool,
     /// Leave it paused
@@ -299,7 +299,7 @@ pub enum Audit {
         /// Only this job's
         #[arg(long, value_name = "JOB")]
         job: Option<String>,
-        /// Where to [default: standard output]
+        /// Where to (default: standard output)
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },

@@ -201,3 +201,58 @@ async fn diagram(out: &Out, workflow: Option<&str>) -> Result<(), Fault> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(command: &clap::Command, found: &mut Vec<String>) {
+        found.extend(command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?))));
+        command.get_subcommands().for_each(|sub| flags(sub, found));
+    }
+
+    /// The pieces of a text that stand between backticks.
+    fn quoted(text: &str) -> impl Iterator<Item = &str> {
+        text.split('`').skip(1).step_by(2)
+    }
+
+    #[test]
+    fn every_command_and_option_that_a_remedy_names_exists() {
+        let command = Cli::command();
+        let mut known = Vec::new();
+        flags(&command, &mut known);
+        flags(&crate::daemon::args::Args::command(), &mut known);
+        let mut checked = 0;
+        for entry in codes::all() {
+            for piece in quoted(entry.remedy).chain(quoted(entry.cause)) {
+                let mut words = piece.split_whitespace();
+                match words.next() {
+                    Some(flag) if flag.starts_with("--") => {
+                        assert!(known.iter().any(|k| k == flag), "{}: there is no {flag}", entry.name);
+                        checked += 1;
+                    }
+                    Some("vmkeep") => {
+                        let mut at = &command;
+                        for word in words.take_while(|w| w.chars().all(|c| c.is_ascii_lowercase())) {
+                            if word == "help" {
+                                break;
+                            }
+                            at = at
+                                .find_subcommand(word)
+                                .unwrap_or_else(|| panic!("{}: there is no `{piece}`", entry.name));
+                        }
+                        checked += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(checked > 20, "only {checked}");
+    }
+
+    #[test]
+    fn the_parser_itself_is_sound() {
+        Cli::command().debug_assert();
+        crate::daemon::args::Args::command().debug_assert();
+    }
+}

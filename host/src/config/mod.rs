@@ -141,7 +141,7 @@ impl From<ConfigError> for Fault {
                 "Name a file that can be read, or none: vmkeepd needs no configuration"
             }
             ConfigError::Wrong { .. } | ConfigError::Impossible { .. } => {
-                "Correct the value; README.md lists all keys"
+                "Correct the value; docs/configuration.md lists all keys"
             }
             ConfigError::Missing(_) => "Name the folder, with --state-dir or in the configuration file",
             ConfigError::Remote { .. } => {

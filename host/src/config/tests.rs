@@ -150,3 +150,30 @@ fn restored_images_go_below_an_allowed_root() {
     assert_eq!(config.roots.len(), 2);
     assert!(config.roots.contains(&config.restore_dir));
 }
+
+#[test]
+fn the_documented_configuration_is_understood_and_names_every_key() {
+    let page = include_str!("../../../docs/configuration.md");
+    let text = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let config = resolve(text, &root()).unwrap();
+    let bare = resolve("", &root()).unwrap();
+    // The example is the default, but for the one limit that has none.
+    let limits = Limits { memory: None, ..config.limits.clone() };
+    assert_eq!(Config { limits, ..config }, bare);
+    for key in [
+        "state_dir",
+        "socket",
+        "connect",
+        "roots",
+        "restore",
+        "jobs",
+        "jobs_per_root",
+        "memory",
+        "memory_time",
+        "bandwidth",
+        "format",
+        "level",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not documented");
+    }
+}

@@ -13,16 +13,16 @@ use crate::config::{Config, LogFormat, Overrides, Surroundings};
 #[derive(Debug, Parser)]
 #[command(name = "vmkeepd", version, max_term_width = 100)]
 pub struct Args {
-    /// The configuration file [default: /etc/vmkeep/vmkeep.toml or ~/.config/vmkeep/vmkeep.toml, if there]
+    /// The configuration file (default: /etc/vmkeep/vmkeep.toml or ~/.config/vmkeep/vmkeep.toml, if there)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where journal and backups are kept [default: /var/lib/vmkeep or ~/.local/state/vmkeep]
+    /// Where journal and backups are kept (default: /var/lib/vmkeep or ~/.local/state/vmkeep)
     #[arg(long, value_name = "FOLDER")]
     state_dir: Option<PathBuf>,
-    /// The API's socket [default: /run/vmkeep/vmkeepd.sock or $XDG_RUNTIME_DIR/vmkeep/vmkeepd.sock]
+    /// The API's socket (default: /run/vmkeep/vmkeepd.sock or $XDG_RUNTIME_DIR/vmkeep/vmkeepd.sock)
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// The local hypervisor [default: qemu:///system as root, else qemu:///session]
+    /// The local hypervisor (default: qemu:///system as root, else qemu:///session)
     #[arg(long, value_name = "URI")]
     connect: Option<String>,
     /// text or json

@@ -1,7 +1,7 @@
 //! The daemon: the order in which it starts, and the order in which it ends.
 //!
 //! **Starting.** Configuration, logs, store, hypervisor, socket; then, as soon as libvirt answers: guests that a job of
-//! ours holds are set free ([`safety`]), interrupted jobs are taken over, requests are let in. The socket is there
+//! ours holds are set free (`safety`), interrupted jobs are taken over, requests are let in. The socket is there
 //! before libvirt is, because "vmkeepd waits for libvirt" must be visible somewhere; what would change anything is
 //! refused until all of that is done ([`crate::api`]).
 //!

@@ -2,7 +2,7 @@
 //!
 //! A picture that somebody drew by hand is wrong a month later. These are made from representative plans (a guest with
 //! two disks on a common base, with and without memory) by the very planners that plan real jobs, against a hypervisor
-//! that only exists on paper ([`sketch`]). What differs from run to run (ids, times, places) is replaced by words, so
+//! that only exists on paper (`sketch`). What differs from run to run (ids, times, places) is replaced by words, so
 //! that a stored picture differs from a fresh one only when the code does.
 
 mod dot;

@@ -6,10 +6,10 @@
 //! - a call that was given up is *not forgotten*: it stays in the client's list of calls in flight, and
 //!   [`Hypervisor::stragglers`] speaks of it until it has returned or can no longer take effect;
 //! - what returns `Ok` and claims to be durable is: libvirt fsyncs the files of its definitions but not their folder,
-//!   so the folder is fsynced here ([`folders`]);
-//! - what a caller reads of QEMU comes from QEMU's monitor ([`graph`]), never from a definition.
+//!   so the folder is fsynced here (`folders`);
+//! - what a caller reads of QEMU comes from QEMU's monitor (`graph`), never from a definition.
 //!
-//! What changes a guest's disks is in [`changes`], how calls are made and timed in [`calls`].
+//! What changes a guest's disks is in `changes`, how calls are made and timed in `calls`.
 
 mod calls;
 mod changes;

@@ -4,7 +4,8 @@
 //! option means the default that is stated here; times are RFC 3339 in UTC, sizes are bytes, spans are milliseconds
 //! where the name ends in `_ms`.
 
-use std::collections::BTreeMap;
+mod requests;
+
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -14,9 +15,11 @@ use vmkeep_workflow::engine::StepState;
 use vmkeep_workflow::event::Item;
 use vmkeep_workflow::fault::Class;
 use vmkeep_workflow::plan::Plan;
-use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase, Settle};
+use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase};
 
 use crate::codes;
+
+pub use requests::{Act, OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs};
 
 /// The header that makes a repeated request harmless.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -313,114 +316,6 @@ pub enum Accepted {
     Job(Box<JobRow>),
     /// A dry run's plan. Nothing was changed.
     Plan(Box<Plan>),
-}
-
-/// What to do when memory changes faster than it can be saved, or does not fit its limits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnBusyMemory {
-    /// Pause the guest so that saving comes to an end.
-    Pause,
-    /// Take the disks alone.
-    #[default]
-    DiskOnly,
-    /// Fail, with nothing changed.
-    Fail,
-}
-
-/// Asks for a backup into plain files.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotRequest {
-    /// Name, UUID, or unique beginning of the UUID.
-    pub domain: String,
-    /// Whether memory is taken as well.
-    #[serde(default)]
-    pub memory: bool,
-    /// The root or a folder below one; absent: the first root.
-    pub to: Option<PathBuf>,
-    /// Only these disks, by target; empty: all that can take part.
-    #[serde(default)]
-    pub disks: Vec<String>,
-    /// The largest memory image in bytes; absent: the configured limit.
-    pub memory_limit: Option<u64>,
-    /// The longest time for saving memory; absent: the configured limit.
-    pub memory_time_ms: Option<u64>,
-    /// What to do when memory is too busy.
-    #[serde(default)]
-    pub on_busy_memory: OnBusyMemory,
-    /// Bytes per second for copying; 0: no limit; absent: the configured one.
-    pub bandwidth: Option<u64>,
-    /// Whether the guest's file systems are frozen for the instant; absent: when an agent answers.
-    pub quiesce: Option<bool>,
-    /// Whether to wait while the domain is busy with another job, instead of being refused.
-    #[serde(default)]
-    pub queue: bool,
-    /// Why, for the journal.
-    pub reason: Option<String>,
-    /// Only show the plan.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-/// Whether, and how, a restored domain starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum StartAs {
-    /// With memory it is left paused, without it is left shut off.
-    #[default]
-    Default,
-    /// It runs.
-    Running,
-    /// It is paused.
-    Paused,
-}
-
-/// Asks for a restore to a new domain.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RestoreRequest {
-    /// The backup's id, its unique beginning, or its folder.
-    pub backup: String,
-    /// The new domain's name.
-    #[serde(rename = "as")]
-    pub name: String,
-    /// Where single disks go, by target.
-    #[serde(default)]
-    pub disks: BTreeMap<String, PathBuf>,
-    /// Where all other disks go; absent: a folder of its own below the restore folder.
-    pub folder: Option<PathBuf>,
-    /// Leave the memory out.
-    #[serde(default)]
-    pub cold: bool,
-    /// Whether it starts.
-    #[serde(default)]
-    pub start: StartAs,
-    /// Whether network links are up from the start.
-    #[serde(default)]
-    pub connect: bool,
-    /// Bytes per second; 0: no limit; absent: the configured one.
-    pub bandwidth: Option<u64>,
-    /// Why, for the journal.
-    pub reason: Option<String>,
-    /// Only show the plan.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-/// What an operator does to a job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Act {
-    /// Why, for the journal.
-    pub reason: Option<String>,
-    /// For a pause: how long, at most.
-    pub pause_ms: Option<u64>,
-    /// For settling: how.
-    pub settle: Option<Settle>,
-    /// Only say what it would do.
-    #[serde(default)]
-    pub dry_run: bool,
 }
 
 /// What an act did, or would do.
