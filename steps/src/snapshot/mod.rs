@@ -33,6 +33,9 @@ pub mod switch;
 pub mod take;
 pub mod tidy;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::sync::Arc;
 
 use vmkeep_workflow::{Class, Code, Fault, Verdict};

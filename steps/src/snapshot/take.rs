@@ -22,7 +22,9 @@ use super::memory::{self, IfSlow, MemoryFile, MemoryLimits};
 use super::stand::Stand;
 use super::{World, cannot_look, fence, safety};
 use crate::codes;
-use crate::hypervisor::{DomainRef, Hold, HvError, Marker, Observation, RunState, Take, Trouble};
+use crate::hypervisor::{
+    DomainRef, Hold, HvError, Marker, Observation, PauseReason, RunState, Take, Trouble,
+};
 use crate::image::copy::Identity;
 
 /// How often the progress of the memory is looked at.
@@ -259,7 +261,7 @@ impl TakeSnapshot {
         };
         let paused_ms =
             paused.map_or(0, |since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
-        if outcome.is_ok() && paused.is_none() {
+        if outcome.is_ok() && paused.is_none() && self.is_free(input).await {
             self.forget_hold(cx, input).await;
         } else {
             self.let_go(input).await;
@@ -291,6 +293,12 @@ impl TakeSnapshot {
             return Ok(());
         }
         hypervisor.set_hold(&input.domain.id, &Self::marker(cx, input, Some(Hold::Suspended))).await
+    }
+
+    /// Whether the guest runs, or stands still because somebody asked for that in the meantime.
+    async fn is_free(&self, input: &TakeInput) -> bool {
+        let state = self.0.hypervisor.state(&input.domain.id).await;
+        matches!(state, Ok(RunState::Running | RunState::Paused(PauseReason::Asked)))
     }
 
     async fn forget_hold(&self, cx: &StepContext, input: &TakeInput) {

@@ -7,6 +7,10 @@ mod check;
 mod facts;
 mod options;
 mod plan;
+mod room;
+
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 use serde_json::Value;

@@ -1,8 +1,5 @@
 //! The plan itself.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -16,8 +13,6 @@ use super::{NAME, VERSION};
 use crate::codes;
 use crate::hypervisor::{DomainRef, FileId, Observation, RunState};
 use crate::image::chain::{self, FileToCopy};
-use crate::image::root::RootError;
-use crate::image::space::{LowWater, Space};
 use crate::manifest::{self, folder};
 use crate::snapshot::commit::{CommitInput, CommitOverlay};
 use crate::snapshot::copy::{CopyImage, CopyInput};
@@ -44,9 +39,6 @@ const PATIENTLY: Retry = Retry { attempts: 200, first: Millis(500), most: Millis
 const PATIENT_LOOK: Probing =
     Probing { limit: Millis::secs(3600), first: Millis(250), most: Millis::secs(15) };
 
-/// Room that a guest gets on its own file system for what it writes meanwhile, at least.
-const HEADROOM: u64 = 64 << 20;
-
 pub(super) struct Builder<'a> {
     pub(super) world: &'a World,
     pub(super) places: &'a Places,
@@ -56,15 +48,15 @@ pub(super) struct Builder<'a> {
 }
 
 /// What the steps have in common.
-struct Common {
-    domain: DomainRef,
-    disks: Vec<JobDisk>,
-    files: Vec<FileToCopy>,
+pub(super) struct Common {
+    pub(super) domain: DomainRef,
+    pub(super) disks: Vec<JobDisk>,
+    pub(super) files: Vec<FileToCopy>,
     chains: Vec<Vec<usize>>,
     folder: FolderInput,
     instance: String,
     definition: String,
-    memory: Option<MemoryInput>,
+    pub(super) memory: Option<MemoryInput>,
     freeze: bool,
 }
 
@@ -214,112 +206,6 @@ impl Builder<'_> {
         limits.bytes = asked.bytes.unwrap_or(limits.bytes);
         limits.seconds = asked.seconds.unwrap_or(limits.seconds);
         Some(MemoryInput { file: folder.path().join(folder::MEMORY), limits })
-    }
-
-    /// Whether there is room for everything that will be written, on every file system that is written to.
-    async fn room(&self, common: &Common, guest_memory: u64) -> Result<(), Fault> {
-        let doing = "make sure that there is room";
-        let copies: u64 = common.files.iter().map(|file| file.data_bytes).sum();
-        let memory = common.memory.as_ref().map_or(0, |memory| memory.limits.worst(guest_memory));
-        if let Some(memory) = &common.memory
-            && memory.limits.bytes < guest_memory / 4
-        {
-            return Err(Fault::permanent(
-                codes::MEMORY_TOO_LARGE,
-                "save the guest's memory",
-                &common.domain.name,
-                format!("the guest has {guest_memory} bytes, the image may have {}", memory.limits.bytes),
-            )
-            .remedy("Raise the limit, or back up its disks only"));
-        }
-        let target = self.nearest(&self.options.target)?;
-        let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
-        self.want(&mut wanted, &target, copies + memory, self.settings.targets).await?;
-        for disk in &common.disks {
-            self.want(&mut wanted, &disk.base.path, HEADROOM, self.settings.guests).await?;
-        }
-        for Wanted { bytes, low, space, at } in wanted.into_values() {
-            if !low.allows(space, bytes) {
-                return Err(Fault::permanent(
-                    codes::NOT_ENOUGH_DISK_SPACE,
-                    doing,
-                    at.display().to_string(),
-                    format!(
-                        "{bytes} bytes are needed and {} must stay free, {} are free",
-                        low.mark(space.total),
-                        space.free
-                    ),
-                )
-                .remedy("Make room there, or choose another target"));
-            }
-        }
-        Ok(())
-    }
-
-    async fn want(
-        &self,
-        wanted: &mut BTreeMap<u64, Wanted>,
-        at: &Path,
-        bytes: u64,
-        low: LowWater,
-    ) -> Result<(), Fault> {
-        let room = self.world.storage.space(at).await.map_err(|e| {
-            Fault::permanent(
-                codes::NO_DISK_SPACE_INFORMATION,
-                "find out the free room",
-                at.display().to_string(),
-                e,
-            )
-        })?;
-        let space = Space { total: room.total, free: room.free };
-        let entry =
-            wanted.entry(room.dev).or_insert_with(|| Wanted { bytes: 0, low, space, at: at.to_owned() });
-        entry.bytes = entry.bytes.saturating_add(bytes);
-        // Of two policies for one file system the more careful one holds.
-        if low.mark(space.total) > entry.low.mark(space.total) {
-            entry.low = low;
-        }
-        Ok(())
-    }
-
-    /// The deepest folder on the way to the target that exists.
-    fn nearest(&self, target: &Path) -> Result<PathBuf, Fault> {
-        let mut at = target;
-        loop {
-            match self.places.roots.open_folder(at) {
-                Ok(folder) => {
-                    folder.check_writable().map_err(|e| {
-                        let code = codes::CANNOT_WRITE_TO_BACKUP_LOCATION;
-                        crate::snapshot::copy::place_fault(
-                            &e,
-                            code,
-                            "use the target",
-                            &target.display().to_string(),
-                        )
-                        .remedy("Mount it for writing, or give the user of vmkeepd the right to write there")
-                    })?;
-                    return Ok(folder.path().to_owned());
-                }
-                Err(RootError::Missing { .. }) => match at.parent() {
-                    Some(above) => at = above,
-                    None => break,
-                },
-                Err(e) => {
-                    return Err(crate::snapshot::copy::place_fault(
-                        &e,
-                        codes::CANNOT_WRITE_TO_BACKUP_LOCATION,
-                        "use the target",
-                        &target.display().to_string(),
-                    ));
-                }
-            }
-        }
-        Err(Fault::permanent(
-            codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST,
-            "use the target",
-            target.display().to_string(),
-            "nothing on the way to it exists",
-        ))
     }
 
     fn preparations(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
@@ -568,11 +454,4 @@ impl Builder<'_> {
         );
         Ok(())
     }
-}
-
-struct Wanted {
-    bytes: u64,
-    low: LowWater,
-    space: Space,
-    at: PathBuf,
 }
