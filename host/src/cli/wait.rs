@@ -4,7 +4,7 @@
 //! happened, and one per ten percent of a long copy, so that a log stays a log. Ctrl-C ends the following and never
 //! the job, and says how to do either.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -185,40 +185,83 @@ fn forward_line(step: &StepRow) -> Option<String> {
     })
 }
 
+/// How far back the pace of a step is looked at: long enough to be steady, short enough to notice a change.
+const WINDOW: Duration = Duration::from_secs(8);
+
 /// How fast a step is, from what it said over the last while.
 #[derive(Default)]
 struct Pace {
-    begun: Option<(Instant, u64)>,
+    seen: VecDeque<(Instant, u64)>,
 }
 
 impl Pace {
-    /// Units per second since the first look.
+    /// Units per second, once there is something to tell it from.
     fn rate(&mut self, done: u64) -> Option<f64> {
-        let (since, first) = *self.begun.get_or_insert((Instant::now(), done));
-        let secs = since.elapsed().as_secs_f64();
+        self.rate_at(Instant::now(), done)
+    }
+
+    fn rate_at(&mut self, now: Instant, done: u64) -> Option<f64> {
+        // It began anew: what was before says nothing.
+        if self.seen.back().is_some_and(|(_, before)| *before > done) {
+            self.seen.clear();
+        }
+        self.seen.push_back((now, done));
+        while self.seen.len() > 2 && self.seen.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
+        {
+            self.seen.pop_front();
+        }
+        let (since, first) = *self.seen.front()?;
+        let secs = now.duration_since(since).as_secs_f64();
         #[allow(clippy::cast_precision_loss)]
         (secs > 0.5 && done > first).then(|| (done - first) as f64 / secs)
     }
 }
 
+/// How much of what is done, how fast, and how long it will take.
 fn amount(done: u64, total: u64, unit: &str, rate: Option<f64>) -> String {
-    let show = |n: u64| if unit == "bytes" { bytes(n) } else { format!("{n} {unit}") };
     let mut text = if total > 0 {
-        format!("{} of {} ({} %)", show(done), show(total), done.min(total).saturating_mul(100) / total)
+        format!("{} of {} ({} %)", count(done, unit), count(total, unit), percent(done, total))
     } else {
-        show(done)
+        count(done, unit)
     };
     if let Some(rate) = rate {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-        {
-            text.push_str(&format!(", {}/s", show(rate as u64)));
-            if total > done {
-                let left = Duration::from_secs_f64(((total - done) as f64 / rate).min(1e9));
-                text.push_str(&format!(", {} left", left_over(left)));
-            }
+        text.push_str(&format!(", {}", speed(rate, unit)));
+        if let Some(left) = time_left(done, total, rate) {
+            text.push_str(&format!(", {left} left"));
         }
     }
     text
+}
+
+/// The same beside a bar, which says the rest.
+fn brief(done: u64, total: u64, unit: &str, rate: Option<f64>) -> String {
+    let mut text = format!("{:>3} % of {}", percent(done, total), count(total, unit));
+    if let Some(rate) = rate {
+        text.push_str(&format!("  {}", speed(rate, unit)));
+        if let Some(left) = time_left(done, total, rate) {
+            text.push_str(&format!("  {left}"));
+        }
+    }
+    text
+}
+
+fn count(n: u64, unit: &str) -> String {
+    if unit == "bytes" { bytes(n) } else { format!("{n} {unit}") }
+}
+
+fn percent(done: u64, total: u64) -> u64 {
+    done.min(total).saturating_mul(100).checked_div(total).unwrap_or(0)
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn speed(rate: f64, unit: &str) -> String {
+    format!("{}/s", count(rate as u64, unit))
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn time_left(done: u64, total: u64, rate: f64) -> Option<String> {
+    let rest = total.checked_sub(done).filter(|rest| *rest > 0)?;
+    Some(left_over(Duration::from_secs_f64((rest as f64 / rate).min(1e9))))
 }
 
 /// A time to come, which nobody knows to the hundredth.
@@ -274,7 +317,10 @@ impl Bars {
 impl View for Bars {
     fn update(&mut self, detail: &JobDetail) {
         for line in self.changes.of(detail) {
-            let _ = self.all.println(line);
+            // That a step has begun is what its bar says.
+            if !line.starts_with("  begins") {
+                let _ = self.all.println(line);
+            }
         }
         for step in &detail.steps {
             let active = matches!(step.state, StepState::Running | StepState::Probing);
@@ -289,22 +335,22 @@ impl View for Bars {
                 bar.enable_steady_tick(Duration::from_millis(200));
                 (bar, Pace::default())
             });
-            let title = safe(&step.title);
             match &step.progress {
                 Some(p) if p.total > 0 => {
-                    if let Ok(style) = ProgressStyle::with_template("  {prefix} {wide_bar} {msg}") {
+                    // The step's name: its title, with the paths in it, leaves no room for a bar.
+                    if let Ok(style) = ProgressStyle::with_template("  {prefix:24!} {wide_bar} {msg}") {
                         bar.set_style(style);
                     }
                     bar.set_length(p.total);
                     bar.set_position(p.done);
-                    bar.set_prefix(title);
-                    bar.set_message(amount(p.done, p.total, &p.unit, pace.rate(p.done)));
+                    bar.set_prefix(safe(&step.name));
+                    bar.set_message(brief(p.done, p.total, &p.unit, pace.rate(p.done)));
                 }
                 _ => {
                     if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} {elapsed}") {
                         bar.set_style(style);
                     }
-                    bar.set_message(title);
+                    bar.set_message(safe(&step.title));
                 }
             }
         }
@@ -332,5 +378,24 @@ mod tests {
         let text = amount(1 << 30, 2 << 30, "bytes", Some(f64::from(1 << 20) * 128.0));
         assert_eq!(text, "1.0 GiB of 2.0 GiB (50 %), 128.0 MiB/s, 8 s left");
         assert_eq!(amount(5, 0, "files", None), "5 files");
+        let text = brief(1 << 30, 2 << 30, "bytes", Some(f64::from(1 << 20) * 128.0));
+        assert_eq!(text, " 50 % of 2.0 GiB  128.0 MiB/s  8 s");
+    }
+
+    #[test]
+    fn a_pace_forgets_a_pause_and_an_attempt_that_began_anew() {
+        let start = Instant::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let mut pace = Pace::default();
+        assert_eq!(pace.rate_at(at(0), 0), None);
+        assert_eq!(pace.rate_at(at(1), 100), Some(100.0));
+        // A long pause, then the old speed again.
+        assert!(pace.rate_at(at(60), 200).unwrap() < 10.0);
+        for n in 1..=20 {
+            pace.rate_at(at(60 + n), 200 + n * 100);
+        }
+        assert!((pace.rate_at(at(81), 2300).unwrap() - 100.0).abs() < 1.0);
+        assert_eq!(pace.rate_at(at(82), 0), None);
+        assert_eq!(pace.rate_at(at(83), 50), Some(50.0));
     }
 }

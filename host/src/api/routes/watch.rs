@@ -27,8 +27,9 @@ pub(super) async fn watch(
     // Subscribed before the first look, so that nothing falls between the two.
     let records = app.store.subscribe();
     let phase = app.phase.clone();
-    app.engine.summary(job).await?;
-    let state = Watching { app, job, records, phase, last: None, over: false };
+    // Looked up once: the short form is made from the ids of all jobs there are.
+    let short = app.row(job).await?.short;
+    let state = Watching { app, job, short, records, phase, last: None, over: false };
     let stream = futures_util::stream::unfold(state, |mut state| async move {
         let event = state.next().await?;
         Some((Ok(event), state))
@@ -39,6 +40,7 @@ pub(super) async fn watch(
 struct Watching {
     app: std::sync::Arc<App>,
     job: JobId,
+    short: String,
     records: tokio::sync::broadcast::Receiver<vmkeep_workflow::journal::Record>,
     phase: tokio::sync::watch::Receiver<DaemonPhase>,
     last: Option<String>,
@@ -52,7 +54,8 @@ impl Watching {
         }
         let stream = StreamId::job(self.job);
         loop {
-            let detail = self.app.detail(self.job).await.ok()?;
+            let view = self.app.engine.view(self.job).await.ok()?;
+            let detail = super::detail_of(view, self.short.clone());
             let over = over(&detail);
             let live = if over { Live::End(Box::new(detail)) } else { Live::Job(Box::new(detail)) };
             let text = serde_json::to_string(&live).ok()?;
