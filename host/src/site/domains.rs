@@ -86,22 +86,26 @@ fn disk(disk: &DiskDef) -> DiskRow {
     }
 }
 
-/// Why a backup leaves a disk out.
+/// Why a backup leaves a disk out: the planner's rule, in the planner's order.
 fn left_out(disk: &DiskDef) -> Option<String> {
     let why = match (&disk.device, &disk.source) {
         (DiskDevice::Cdrom, _) => "it is a CD drive",
         (DiskDevice::Floppy, _) => "it is a floppy drive",
-        (DiskDevice::Lun, _) => "it is passed through",
+        (DiskDevice::Lun, _) => "it is a device passed through",
+        (DiskDevice::Disk, _) if disk.read_only => "it is read-only",
+        (DiskDevice::Disk, _) if disk.shareable => "other guests may write to it at the same time",
+        (DiskDevice::Disk, _) if disk.transient => "its changes are thrown away at shutdown",
+        (DiskDevice::Disk, _) if disk.encrypted => "it is encrypted by QEMU",
         (DiskDevice::Disk, DiskSource::Block(_)) => "it is a block device of the host",
         (DiskDevice::Disk, DiskSource::Network(_)) => "it is on the network",
-        (DiskDevice::Disk, DiskSource::Other(_)) => "it is not a plain file",
+        (DiskDevice::Disk, DiskSource::Other(what)) => return Some(format!("it is {what}")),
         (DiskDevice::Disk, DiskSource::Empty) => "it has no medium",
-        (DiskDevice::Disk, DiskSource::File(_)) if disk.read_only => "it is read-only",
-        (DiskDevice::Disk, DiskSource::File(_)) if disk.shareable => "it is shared with other guests",
-        (DiskDevice::Disk, DiskSource::File(_)) if disk.transient => {
-            "its changes are thrown away at shutdown"
+        (DiskDevice::Disk, DiskSource::File(_)) => {
+            return match disk.format.as_deref().unwrap_or("raw") {
+                "raw" | "qcow2" => None,
+                other => Some(format!("its format is {other}")),
+            };
         }
-        (DiskDevice::Disk, DiskSource::File(_)) => return None,
     };
     Some(why.to_owned())
 }
