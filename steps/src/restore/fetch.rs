@@ -123,18 +123,18 @@ impl Fetch {
         };
         let (job, resume) = (cx.job, Stage::parse(cx.resume.as_ref()));
         let saved = Stage::parse(cx.progress.saved().as_ref());
-        let work = tokio::task::spawn_blocking(move || self.work(job, resume, saved, &watch));
+        let work = tokio::task::spawn_blocking(move || self.work(job, &resume, &saved, &watch));
         match work.await {
             Ok(done) => done,
             Err(e) => Err(Fault::permanent(Code::UNDEFINED, DOING, object, e)),
         }
     }
 
-    fn work(&self, job: JobId, resume: Stage, saved: Stage, watch: &Watch) -> Result<Restored, Fault> {
+    fn work(&self, job: JobId, resume: &Stage, saved: &Stage, watch: &Watch) -> Result<Restored, Fault> {
         let object = self.object();
         let folder = self.places.roots.open_folder(&self.folder).map_err(|e| place(&e, &object))?;
         let aside = aside(job, self.key());
-        if let Stage::Placing(restored) = &saved {
+        if let Stage::Placing(restored) = saved {
             let restored = restored.clone();
             let named = self.name.as_ref().map_or(Ok(None), |name| folder.stat(name));
             if same(named.map_err(|e| place(&e, &object))?.as_ref(), &restored.identity) {
@@ -152,7 +152,7 @@ impl Fetch {
             return Err(self.taken());
         }
         // An attempt that failed by itself is repeated without a probe; what it made durable still counts.
-        let resume = if matches!(resume, Stage::Copying(_)) { &resume } else { &saved };
+        let resume = if matches!(resume, Stage::Copying(_)) { resume } else { saved };
         let restored = self.copy(&folder, &aside, resume, watch)?;
         watch.save(&Stage::Placing(restored.clone()))?;
         self.put_in_place(&folder, &aside, restored)

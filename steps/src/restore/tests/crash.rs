@@ -130,13 +130,13 @@ fn finish(host: &Host, inner: &Arc<MemoryStore>, request: &JobRequest) -> JobVie
     })
 }
 
-fn at_every_event(prepare: impl Fn() -> Host, more: Value, check: impl Fn(&str, &Host, &JobView, DomainId)) {
+fn at_every_event(prepare: impl Fn() -> Host, more: &Value, check: impl Fn(&str, &Host, &JobView, DomainId)) {
     for after in [false, true] {
         for event in 1.. {
             assert!(event < 200, "the job never ends");
             let host = prepare();
             let inner = Arc::new(MemoryStore::new());
-            let (mut request, id) = request(host.options(more.clone()));
+            let (mut request, id) = request(host.options(more));
             request.key = Some("the same request".to_owned());
             let life = live(&host, &inner, &request, event, after);
             let view = finish(&host, &inner, &request);
@@ -153,7 +153,7 @@ fn at_every_event(prepare: impl Fn() -> Host, more: Value, check: impl Fn(&str, 
 fn a_restore_that_dies_at_any_event_ends_whole_and_memory_never_meets_disks_that_moved_on() {
     at_every_event(
         || Host::new().with_original(),
-        json!({ "then": "running" }),
+        &json!({ "then": "running" }),
         |case, host, view, id| {
             assert_eq!(view.summary.status, JobStatus::Succeeded, "{case}: {:?}", view.summary.fault);
             host.assert_restored(id);
@@ -166,7 +166,7 @@ fn a_restore_that_dies_at_any_event_ends_whole_and_memory_never_meets_disks_that
 
 #[test]
 fn a_cold_restore_that_dies_at_any_event_ends_whole() {
-    at_every_event(Host::new, json!({ "cold": true }), |case, host, view, id| {
+    at_every_event(Host::new, &json!({ "cold": true }), |case, host, view, id| {
         assert_eq!(view.summary.status, JobStatus::Succeeded, "{case}: {:?}", view.summary.fault);
         host.assert_restored(id);
         assert!(host.hypervisor.inner().running.is_empty(), "{case}");
@@ -181,7 +181,7 @@ fn a_restore_that_fails_and_dies_at_any_event_of_its_way_back_leaves_nothing() {
             host.hypervisor.inner().fail = vec!["start_from_memory"; 10];
             host
         },
-        json!({ "then": "running" }),
+        &json!({ "then": "running" }),
         |case, host, view, _| {
             let fault = &view.summary.fault;
             assert_eq!(view.summary.status, JobStatus::RolledBack, "{case}: {fault:?}");

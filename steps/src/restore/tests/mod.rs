@@ -90,14 +90,14 @@ impl Host {
         Engine::new(Config {
             store,
             registry,
-            clock: Arc::new(SystemClock::default()),
+            clock: Arc::new(SystemClock),
             environment: Arc::new(NoEnvironment),
             limits: Limits::default(),
             on_fatal: Arc::new(|why| panic!("{why}")),
         })
     }
 
-    fn options(&self, more: Value) -> Value {
+    fn options(&self, more: &Value) -> Value {
         let mut options =
             json!({ "backup": self.backup(), "name": "copy of web", "folder": self.at("images/new/place") });
         options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -108,7 +108,7 @@ impl Host {
     async fn restore(&self, more: Value) -> (JobView, DomainId) {
         let engine = self.engine(Arc::new(MemoryStore::new()));
         engine.recover().await.unwrap();
-        let (request, id) = request(self.options(more));
+        let (request, id) = request(self.options(&more));
         let job = engine.request(request).await.unwrap();
         engine.wait(job).await.unwrap();
         (engine.view(job).await.unwrap(), id)
@@ -432,7 +432,7 @@ async fn a_dry_run_shows_the_plan_and_touches_nothing() {
     let before = host.everything();
     let engine = host.engine(Arc::new(MemoryStore::new()));
     engine.recover().await.unwrap();
-    let (request, _) = request(host.options(json!({ "then": "running" })));
+    let (request, _) = request(host.options(&json!({ "then": "running" })));
     let plan = engine.dry_run(request).await.unwrap();
     let names: Vec<_> = plan.steps.iter().map(|s| s.name.to_string()).collect();
     let expected = [

@@ -21,7 +21,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    /// For tests that copy hundreds of times: no disk is waited for.
+    fn in_memory() -> Self {
+        Self::at(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn at(dir: tempfile::TempDir) -> Self {
         let roots = Roots::open([dir.path()]).unwrap();
         let folder = roots.open_folder(dir.path()).unwrap();
         Self { dir, folder }
@@ -119,7 +127,7 @@ proptest! {
 
     #[test]
     fn any_layout_of_holes_is_copied_exactly_and_stays_sparse((size, data) in layouts(), range in any::<bool>()) {
-        let bench = Bench::new();
+        let bench = Bench::in_memory();
         bench.source(size, &data);
         let method = if range { Method::CopyRange } else { Method::Auto };
         let copied = bench.copy(Start::Fresh, &Options { method, ..eager() }, &()).unwrap();
@@ -134,7 +142,7 @@ proptest! {
         ends in prop::collection::vec((1..14u64, any::<bool>()), 1..4),
         junk in prop::collection::vec(any::<u8>(), 1..5000),
     ) {
-        let bench = Bench::new();
+        let bench = Bench::in_memory();
         bench.source(size, &data);
         let mut token: Option<ResumeToken> = None;
         for (end_at, politely) in ends {
@@ -165,7 +173,7 @@ proptest! {
 
     #[test]
     fn a_torn_or_edited_token_is_no_token(cut in 0..900usize, flip in 0..900usize) {
-        let bench = Bench::new();
+        let bench = Bench::in_memory();
         bench.source(4 * MIB, &[(0, 4 * MIB)]);
         let watcher = Watcher::new(3, Control::Stop);
         bench.copy(Start::Fresh, &eager(), &watcher).unwrap_err();
