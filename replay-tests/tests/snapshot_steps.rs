@@ -49,8 +49,8 @@ fn daemon() {
         let released = vmkeep_steps::snapshot::safety::release(&world, STORE, &domain.id).await.unwrap();
         println!("RELEASED {}", serde_json::to_string(&released).unwrap());
         let places = Places { roots: Arc::new(Roots::open([env("LIVE_ROOT")]).unwrap()) };
-        let registry =
-            Snapshot::new(world, places, Settings::new(STORE, "vmkeep test")).register(Registry::new());
+        let settings = Settings::new(STORE, "vmkeep test");
+        let registry = Snapshot::new(world, places, settings).register(Registry::new());
         let engine = Engine::new(Config {
             store,
             registry,
@@ -92,8 +92,12 @@ fn tell_steps(engine: Engine, job: vmkeep_workflow::JobId) -> tokio::task::JoinH
             for (seq, event) in engine.history(job).await.unwrap() {
                 if seq.0 > told {
                     told = seq.0;
-                    let body = serde_json::to_value(&event.body).unwrap();
+                    let body = serde_json::to_string(&event.body).unwrap();
                     println!("NOW {body}");
+                    let at = std::env::var("LIVE_CANCEL_AT").unwrap_or_default();
+                    if !at.is_empty() && body.contains("step_started") && body.contains(&at) {
+                        engine.cancel(job, Actor { who: "test".to_owned(), why: None }).await.unwrap();
+                    }
                 }
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -332,6 +336,58 @@ fn a_guest_that_dies_while_it_is_copied_and_stays_off_is_brought_home_all_the_sa
     assert_eq!(ended.status(), "succeeded", "{}", ended.text);
     bed.assert_backup();
     bed.guest.start().unwrap();
+    bed.assert_home(&ended);
+}
+
+#[test]
+fn memory_that_takes_too_long_ends_as_the_caller_chose_and_the_guest_runs_on() {
+    for (if_slow, status, consistency) in [
+        ("pause", "succeeded", Some("memory-and-disks")),
+        ("disk-only", "succeeded", Some("crash")),
+        ("fail", "rolled_back", None),
+    ] {
+        let options = format!(r#"{{"memory":{{"if_slow":"{if_slow}","seconds":1}}}}"#);
+        let bed = Bed::new(&two_disks("m").memory_mib(512), &options);
+        // Faster than any disk: the save would never end by itself.
+        bed.guest.send("mem 300 0").unwrap();
+        let ended = bed.finish();
+        bed.guest.send("mem 0").unwrap();
+        assert_eq!(ended.status(), status, "{if_slow}: {}", ended.text);
+        match consistency {
+            Some(consistency) => {
+                assert_eq!(bed.assert_backup()["consistency"], consistency, "{}", ended.text)
+            }
+            None => {
+                assert_eq!(ended.summary.as_ref().unwrap()["fault"]["code"], 97, "{}", ended.text);
+                assert_eq!(bed.backup(), None);
+            }
+        }
+        bed.assert_home(&ended);
+    }
+}
+
+#[test]
+fn a_backup_that_is_cancelled_while_it_copies_brings_the_guest_home_and_leaves_nothing() {
+    let data = || DiskSpec::new(64 * MIB).data(24 * MIB);
+    let bed = Bed::new(&GuestSpec::new("c").disk(data()).disk(data().raw()), r#"{"bandwidth":4000000}"#);
+    let mut daemon = bed.daemon();
+    daemon.env("LIVE_CANCEL_AT", "copy/vda.qcow2");
+    let ended = wait(daemon.spawn().unwrap(), String::new());
+    assert_eq!(ended.status(), "cancelled", "{}", ended.text);
+    assert_eq!(bed.backup(), None);
+    let left = format!("{:?}", files_in(&bed.root).unwrap());
+    assert!(!left.contains("vd"), "{left}");
+    bed.assert_home(&ended);
+}
+
+#[test]
+fn linked_clones_are_copied_with_their_templates_and_committed_only_to_their_own_top() {
+    let clone = || DiskSpec::new(64 * MIB).data(8 * MIB).chain(2);
+    let bed = Bed::new(&GuestSpec::new("clone").disk(clone()).disk(clone()), WITH_MEMORY);
+    let ended = bed.finish();
+    assert_eq!(ended.status(), "succeeded", "{}", ended.text);
+    let manifest = bed.assert_backup();
+    assert!(manifest["disks"][0]["chain"].as_array().unwrap().len() > 1, "{manifest:#}");
     bed.assert_home(&ended);
 }
 

@@ -170,6 +170,31 @@ async fn a_domain_that_libvirt_is_wrong_about_is_committed_through_the_monitor()
 }
 
 #[tokio::test]
+async fn a_libvirt_that_missed_the_end_of_a_pivot_is_an_operators_matter_but_the_guest_is_safe_and_runs() {
+    let fake = Fake::new();
+    fake.taken();
+    let overlay = fake_overlay();
+    fake.trap(
+        "pivot",
+        Trap::Then(Box::new(move |state| {
+            state.live.insert(target("vda"), overlay.clone());
+            state.persistent.insert(target("vda"), overlay);
+        })),
+    );
+    let fault = pivot(&fake, 1).await.unwrap_err();
+    assert_eq!((fault.code, fault.class), (codes::HYPERVISOR_LOST_TRACK, Class::Fatal));
+    assert_eq!(fake.state().run, RunState::Running);
+    assert_home(&fake);
+    // Once it was started anew, all is well.
+    {
+        let mut state = fake.state();
+        state.die();
+        state.start();
+    }
+    assert!(matches!(probe(&fake).await, Verdict::Done(_)));
+}
+
+#[tokio::test]
 async fn a_domain_that_is_off_is_committed_offline_and_comes_home() {
     let fake = Fake::new();
     fake.taken();
