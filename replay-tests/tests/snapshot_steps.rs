@@ -144,7 +144,7 @@ impl Bed {
 
     /// Runs the engine to the end of its job.
     fn finish(&self) -> Ended {
-        wait(self.daemon().spawn().unwrap(), String::new())
+        wait(self.daemon().spawn().unwrap(), "")
     }
 
     /// Runs it, and does something as soon as a line is told that holds all these words.
@@ -164,7 +164,7 @@ impl Bed {
             text.push_str(&line);
             text.push('\n');
         }
-        wait(child, text)
+        wait(child, &text)
     }
 
     fn backup(&self) -> Option<PathBuf> {
@@ -237,7 +237,7 @@ struct Ended {
     text: String,
 }
 
-fn wait(child: Child, before: String) -> Ended {
+fn wait(child: Child, before: &str) -> Ended {
     let output = child.wait_with_output().unwrap();
     let lossy = String::from_utf8_lossy;
     let text = format!("{before}{}{}", lossy(&output.stdout), lossy(&output.stderr));
@@ -257,6 +257,12 @@ impl Ended {
 
 fn two_disks(name: &str) -> GuestSpec {
     GuestSpec::new(name).disk(DiskSpec::new(64 * MIB)).disk(DiskSpec::new(64 * MIB).raw())
+}
+
+/// A guest whose disks take some seconds to be copied at 4 MB/s.
+fn slow_to_copy(name: &str) -> GuestSpec {
+    let disk = || DiskSpec::new(64 * MIB).data(24 * MIB);
+    GuestSpec::new(name).disk(disk()).disk(disk().raw())
 }
 
 const WITH_MEMORY: &str = r#"{"memory":{"if_slow":"fail"}}"#;
@@ -310,7 +316,7 @@ fn libvirtd_killed_when_the_pivot_has_begun_costs_nothing_but_time() {
 
 #[test]
 fn a_guest_that_dies_while_it_is_copied_and_is_started_again_loses_nothing() {
-    let bed = Bed::new(&two_disks("q"), r#"{"bandwidth":4000000}"#);
+    let bed = Bed::new(&slow_to_copy("q"), r#"{"bandwidth":4000000}"#);
     let ended = bed.finish_but(&["\"step_started\"", "\"copy/vda.qcow2\""], || {
         bed.guest.wait_more(5).unwrap();
         bed.hypervisor.kill_qemu(bed.guest.name()).unwrap();
@@ -326,7 +332,7 @@ fn a_guest_that_dies_while_it_is_copied_and_is_started_again_loses_nothing() {
 
 #[test]
 fn a_guest_that_dies_while_it_is_copied_and_stays_off_is_brought_home_all_the_same() {
-    let bed = Bed::new(&two_disks("q"), r#"{"bandwidth":4000000}"#);
+    let bed = Bed::new(&slow_to_copy("q"), r#"{"bandwidth":4000000}"#);
     let ended = bed.finish_but(&["\"step_started\"", "\"copy/vda.qcow2\""], || {
         bed.guest.wait_more(5).unwrap();
         bed.hypervisor.kill_qemu(bed.guest.name()).unwrap();
@@ -368,11 +374,10 @@ fn memory_that_takes_too_long_ends_as_the_caller_chose_and_the_guest_runs_on() {
 
 #[test]
 fn a_backup_that_is_cancelled_while_it_copies_brings_the_guest_home_and_leaves_nothing() {
-    let data = || DiskSpec::new(64 * MIB).data(24 * MIB);
-    let bed = Bed::new(&GuestSpec::new("c").disk(data()).disk(data().raw()), r#"{"bandwidth":4000000}"#);
+    let bed = Bed::new(&slow_to_copy("c"), r#"{"bandwidth":4000000}"#);
     let mut daemon = bed.daemon();
     daemon.env("LIVE_CANCEL_AT", "copy/vda.qcow2");
-    let ended = wait(daemon.spawn().unwrap(), String::new());
+    let ended = wait(daemon.spawn().unwrap(), "");
     assert_eq!(ended.status(), "cancelled", "{}", ended.text);
     assert_eq!(bed.backup(), None);
     let left = format!("{:?}", files_in(&bed.root).unwrap());
@@ -395,7 +400,7 @@ fn linked_clones_are_copied_with_their_templates_and_committed_only_to_their_own
 /// QEMU writes to the overlays. The same state is made here by giving it back the status file from before.
 #[test]
 fn a_libvirtd_that_missed_the_snapshot_is_healed_through_the_monitor() {
-    let bed = Bed::new(&two_disks("t"), r#"{"bandwidth":4000000}"#);
+    let bed = Bed::new(&slow_to_copy("t"), r#"{"bandwidth":4000000}"#);
     let status = bed.hypervisor.env()["XDG_RUNTIME_DIR"].clone();
     let status = Path::new(&status).join("libvirt/qemu/run/t.xml");
     let before = std::fs::read(&status).unwrap();
@@ -425,7 +430,7 @@ fn killed_at_every_event(name: &str, options: &str) {
             let bed = Bed::new(&two_disks(name), options);
             let mut daemon = bed.daemon();
             daemon.env("VMKEEP_CRASH_AT", format!("append/{side}/snapshot/{seq}"));
-            let killed = wait(daemon.spawn().unwrap(), String::new());
+            let killed = wait(daemon.spawn().unwrap(), "");
             let begun = Instant::now();
             let ended = bed.finish();
             let reached = if killed.summary.is_some() { "not reached" } else { "killed" };
