@@ -20,7 +20,7 @@ impl Component {
         Ok(Self(name))
     }
 
-    /// A component from any string, by [`super::name::encode`].
+    /// A component from any string, by [`crate::image::name::encode`].
     pub fn encoded(name: &str) -> Self {
         Self(crate::image::name::encode(name))
     }
