@@ -9,6 +9,7 @@
 //! | [`client`], [`event`], [`inflight`] | the async face: reconnecting, events, calls that have not come back |
 //! | [`qemu`] | QEMU's own answer: images, block jobs, its process and the files it holds |
 //! | [`saveimage`] | the file of a saved guest, read and copied with another definition |
+//! | [`leave()`] | ending a process in which libvirt's threads still run |
 //! | [`xml`] | definitions read and edited, snapshot/checkpoint/backup descriptions built |
 //!
 //! # The binding
@@ -40,6 +41,7 @@ pub mod guest;
 pub mod inflight;
 pub mod instance;
 pub mod job;
+mod leave;
 pub mod monitor;
 pub mod qemu;
 pub mod save;
@@ -57,4 +59,5 @@ pub use event::Event;
 pub use ffi::{ParamValue, Params};
 pub use inflight::{InFlight, InFlightCall};
 pub use instance::{DaemonInstance, ProcessId};
+pub use leave::leave;
 pub use uri::LocalUri;

@@ -13,7 +13,6 @@ mod wait;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use serde::Serialize;
@@ -73,14 +72,14 @@ impl Out {
 pub(crate) type Ended = Result<u8, Fault>;
 
 /// Runs a command line and returns its exit status.
-pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub async fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return misspelt(&error),
     };
     let out = Out { json: cli.global.json };
     match carry_out(cli.command, &cli.global, &out).await {
-        Ok(status) => ExitCode::from(status),
+        Ok(status) => status,
         Err(fault) => {
             out.fault(&fault);
             status_of(&fault)
@@ -89,14 +88,14 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// The exit status of an error: its code, and never 0.
-pub(crate) fn status_of(fault: &Fault) -> ExitCode {
-    ExitCode::from(u8::try_from(fault.code.0).ok().filter(|code| *code != 0).unwrap_or(1))
+pub(crate) fn status_of(fault: &Fault) -> u8 {
+    u8::try_from(fault.code.0).ok().filter(|code| *code != 0).unwrap_or(1)
 }
 
 /// Help and version are no errors; everything else that the parser says is a usage error.
-pub fn misspelt(error: &clap::Error) -> ExitCode {
+pub fn misspelt(error: &clap::Error) -> u8 {
     let _ = error.print();
-    if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS }
+    if error.use_stderr() { 64 } else { 0 }
 }
 
 /// An error as it is printed.

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Parser;
 use vmkeep_workflow::Fault;
@@ -46,13 +45,13 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 
 /// Runs the daemon's command line and returns its exit status.
 #[must_use]
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) => return crate::cli::misspelt(&error),
     };
     match start(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(fault) => {
             eprintln!("{}", crate::cli::fault_text("vmkeepd", &fault));
             crate::cli::status_of(&fault)
