@@ -3,6 +3,9 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod bed;
+pub mod judge;
+pub mod mount;
 pub mod renames;
 
 use std::collections::BTreeMap;
@@ -10,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use replay_tests::testbed::{Format, Guest, Hypervisor, TickReport, assert_consistent, ticks_on};
@@ -316,8 +319,21 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The ticks on two images that must belong together.
-pub fn assert_ticks(first: (&Path, Format), second: (&Path, Format)) -> [TickReport; 2] {
-    let reports = [ticks_on(first.0, first.1).unwrap(), ticks_on(second.0, second.1).unwrap()];
+pub fn assert_ticks(first: &Path, second: &Path) -> [TickReport; 2] {
+    let reports = [first, second].map(|image| ticks_on(image, Format::probe(image).unwrap()).unwrap());
     assert_consistent(&reports[0], &reports[1]);
     reports
+}
+
+/// Runs a program, which must succeed; returns what it printed.
+pub fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }

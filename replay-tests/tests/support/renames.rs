@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use replay_tests::testbed::Hypervisor;
+use super::bed::Bed;
 
 /// So long each rename is held up: time enough to act in between. There are more than a hundred in one backup.
 const DELAY: Duration = Duration::from_millis(40);
@@ -42,14 +42,14 @@ pub struct Renames {
 }
 
 impl Renames {
-    /// Watches the renames of these files; returns when libvirtd is being watched.
-    pub fn watch(hypervisor: &Hypervisor, files: &[PathBuf], act: Option<Act>) -> Self {
-        let libvirtd = hypervisor.libvirtd().expect("libvirtd runs").pid.to_string();
+    /// Watches libvirt's notes about the guest; returns when libvirtd is being watched.
+    pub fn watch(bed: &Bed, act: Option<Act>) -> Self {
+        let libvirtd = bed.host.hypervisor.libvirtd().expect("libvirtd runs").pid.to_string();
         // As whoever runs the test, who may trace a process of the hypervisor's user where that user itself may not.
         let mut command = Command::new("strace");
         command.args(["-f", "-e", "trace=rename", "-e"]);
         command.arg(format!("inject=rename:delay_enter={}", DELAY.as_micros()));
-        for file in files {
+        for file in bed.files_of_libvirt() {
             // strace goes by the first of the two names.
             command.arg("-P").arg(format!("{}.new", file.display()));
         }

@@ -1,0 +1,151 @@
+//! What becomes of a job when its client is killed, when vmkeepd is held up or asked to end, when it is cancelled or paused;
+//! and what vmkeepd says while libvirt is away.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use replay_tests::testbed::{Guest, MIB};
+
+use crate::support::bed::*;
+use crate::support::{about, assert_untouched, disks, files_below, signal, until};
+
+#[test]
+fn vmkeepd_waits_for_libvirt_and_says_so() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let libvirt_is_away = |phase: &str| {
+        let status = host.json(&["status"]);
+        assert_eq!(status["daemon"]["phase"], phase);
+        assert_eq!(status["libvirt"]["reachable"], false, "{status:#}");
+        assert_eq!(status["libvirt"]["fault"]["code"], 83, "{status:#}");
+        let text = host.ok(&["status"]);
+        assert!(text.contains("does not answer"), "{text}");
+        refused(host, &["snapshot", "web1"], 83, &["HYPERVISOR_UNREACHABLE"]);
+        refused(host, &["domains"], 83, &["HYPERVISOR_UNREACHABLE"]);
+        host.ok(&["list"]);
+        host.ok(&["jobs"]);
+    };
+    let back = || {
+        host.hypervisor.start_libvirtd().unwrap();
+        until("vmkeepd to see libvirt again", || {
+            (host.ready() && host.json(&["status"])["libvirt"]["reachable"] == true).then_some(())
+        });
+    };
+    host.hypervisor.kill_libvirtd().unwrap();
+    let _daemon = host.daemon_that_dies(None);
+    until("vmkeepd to answer", || host.vmkeep(&["status"]).status.success().then_some(()));
+    libvirt_is_away("waiting_for_libvirt");
+    back();
+    // libvirt reads the live definition from its own notes, and words it otherwise, so the persistent one is compared.
+    bed.assert_back_home();
+    host.ok(&["snapshot", "web1", "--disk-only"]);
+    bed.assert_back_home();
+    host.hypervisor.kill_libvirtd().unwrap();
+    until("vmkeepd to notice", || (host.json(&["status"])["libvirt"]["reachable"] == false).then_some(()));
+    libvirt_is_away("ready");
+    back();
+    host.ok(&["snapshot", "web1", "--disk-only"]);
+    bed.assert_back_home();
+    assert_eq!(host.backups().len(), 2);
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_its_job_alone_and_two_domains_are_copied_at_once() {
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    let other = Guest::boot(&host.hypervisor, &large("web2")).unwrap();
+    let of_other = disks(&other);
+    let daemon = host.daemon();
+    let slow = ["snapshot", "web1", "--disk-only", "--bandwidth", "12M"];
+    let mut client = host.hypervisor.command(host.hypervisor.dir().join("bin/vmkeep"));
+    let mut client = client.args(slow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let first = until("the job", || host.jobs().first().map(|job| job["id"].as_str().unwrap().to_owned()));
+    let second = host.begin(&["snapshot", "web2", "--disk-only", "--bandwidth", "12M"]);
+    until("both copies at once", || {
+        (copied(host, &first) > MIB && copied(host, &second) > MIB).then_some(())
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    // A daemon that stands still for a while is only late.
+    signal(daemon.pid(), rustix::process::Signal::STOP);
+    bed.guest.wait_more(20).unwrap();
+    signal(daemon.pid(), rustix::process::Signal::CONT);
+    assert_eq!(ended(host, &first).0, "succeeded");
+    assert_eq!(ended(host, &second).0, "succeeded");
+    judge_backup(host, &backup_of(host, &first));
+    judge_backup(host, &backup_of(host, &second));
+    assert_untouched(&other, &of_other);
+    assert_untouched(&bed.guest, &bed.own);
+}
+
+#[test]
+fn a_daemon_that_is_asked_to_end_in_the_middle_goes_on_after_its_next_start() {
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    let daemon = host.daemon();
+    let job = in_the_middle(host, &["snapshot", "web1", "--bandwidth", "6M"]);
+    let asked = std::time::Instant::now();
+    assert_eq!(daemon.end(), Some(0));
+    let took = asked.elapsed();
+    println!("vmkeepd ended after {took:?}");
+    assert!(took.as_secs() < 20, "it took {took:?} to end");
+    bed.guest.wait_more(5).unwrap();
+    let _daemon = host.daemon();
+    assert_eq!(ended(host, &job).0, "succeeded", "{}", host.ok(&["job", "explain", &job]));
+    bed.assert_back_home();
+    judge_backup(host, &backup_of(host, &job));
+    host.ok(&["replay", &job]);
+}
+
+#[test]
+fn a_job_that_is_cancelled_or_paused_at_any_step_brings_the_guest_home() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    for (kind, step) in [
+        ("job_requested", ""),
+        ("step_started", "mark"),
+        ("step_started", "overlay/vda"),
+        ("step_started", "switch"),
+        ("step_started", "take"),
+        ("step_succeeded", "take"),
+        ("step_started", "copy/vda.qcow2"),
+        ("step_started", "publish"),
+        ("step_succeeded", "publish"),
+        ("step_started", "pivot"),
+    ] {
+        let case = format!("{kind} {step}");
+        let job = host.begin(&["snapshot", "web1", "--bandwidth", "4M"]);
+        host.reached(&job, kind, step);
+        // It may have come to its end meanwhile.
+        let cancelled = host.vmkeep(&["job", "cancel", &job, "--reason", "tired of it"]);
+        assert!([0, 81].contains(&cancelled.status.code().unwrap()), "{case}: {cancelled:?}");
+        let (status, _) = ended(host, &job);
+        println!("cancelled at {case}: {status}");
+        assert!(["cancelled", "succeeded"].contains(&status.as_str()), "{case}: {status}");
+        bed.assert_back_home();
+        let backups = host.backups();
+        assert_eq!(backups.len(), usize::from(status == "succeeded"), "{case}");
+        for backup in backups {
+            judge_backup(host, &backup);
+            fs::remove_dir_all(backup["folder"].as_str().unwrap()).unwrap();
+        }
+        assert_eq!(files_below(&default_root(host)), Vec::<PathBuf>::new(), "{case}");
+        host.ok(&["replay", &job]);
+    }
+    // Paused: only ever where the guest is at home, and it goes on when it is told to.
+    let job = host.begin(&["snapshot", "web1"]);
+    host.ok(&["job", "pause", &job, "--for", "1h"]);
+    bed.guest.wait_more(20).unwrap();
+    if !host.history(&job).iter().any(|row| about(row, "step_started", "take")) {
+        for (disk, at) in &host.hypervisor.disk_files_in_qemu(bed.guest.uuid()).unwrap() {
+            assert_eq!(at.file, bed.own[disk], "it pauses with the guest on an overlay");
+        }
+        assert!(!host.job(&job)["ended"].is_string());
+        host.ok(&["job", "resume", &job]);
+    }
+    assert_eq!(ended(host, &job).0, "succeeded");
+    bed.assert_back_home();
+    judge_backup(host, &backup_of(host, &job));
+}

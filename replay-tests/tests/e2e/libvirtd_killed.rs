@@ -1,0 +1,256 @@
+//! libvirtd dies at every moment at which QEMU has done something that libvirt has not noted: the guest ends on its own
+//! images with everything it has flushed, and the job ends, or says what it needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::bed::{Bed, small};
+use crate::support::renames::{Act, Renames};
+use crate::support::{about, disks, signal, until};
+
+/// What the three who have an opinion on a disk say of it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone)]
+struct Opinions {
+    qemu: &'static str,
+    live: &'static str,
+    persistent: &'static str,
+    pivoting: bool,
+}
+
+fn opinions(bed: &Bed) -> BTreeSet<Opinions> {
+    let (hypervisor, id) = (&bed.host.hypervisor, bed.guest.uuid());
+    let qemu = hypervisor.disk_files_in_qemu(id).unwrap();
+    let live = hypervisor.disk_files_in_live_xml(id).unwrap();
+    let persistent = hypervisor.disk_files_in_inactive_xml(id).unwrap();
+    let xml = hypervisor.virsh(["dumpxml", id]).unwrap();
+    let says = |disk: &str, file: &PathBuf| if *file == bed.own[disk] { "base" } else { "overlay" };
+    bed.own
+        .keys()
+        .map(|disk| Opinions {
+            qemu: says(disk, &qemu[disk].file),
+            live: says(disk, &live[disk]),
+            persistent: says(disk, &persistent[disk]),
+            pivoting: xml.contains("ready='pivot'"),
+        })
+        .collect()
+}
+
+/// libvirtd is killed, in one backup after the other, right before each time that it changes its status or its
+/// definition of the domain: so at every moment at which QEMU has done something that libvirt has not noted.
+/// Among them are those between the snapshot and the note of it, and between the pivot and the note of it.
+///
+/// Nothing that the guest has flushed is lost, it runs on its own images in the end, and no job ends without saying
+/// how. Where libvirt itself is left with a wrong idea, the job needs attention, says so with a code, and the remedy
+/// that it names is one.
+#[test]
+fn libvirtd_killed_before_any_note_of_its_own_leaves_guest_and_backup_whole() {
+    let bed = Bed::boot(&small("web1"));
+    let daemon = bed.host.daemon();
+    let args = ["snapshot", "web1"];
+
+    let all = {
+        let watch = Renames::watch(&bed, None);
+        let job = bed.host.begin(&args);
+        let row = bed.at_rest(&job);
+        bed.judge("undisturbed", &row);
+        assert_eq!(row["status"], "succeeded", "{row:#}");
+        watch.seen()
+    };
+    println!("{} notes", all.len());
+    let mut seen = BTreeMap::<Opinions, usize>::new();
+    let mut ends = BTreeMap::<String, usize>::new();
+    let mut forgotten = 0;
+    // A commit that goes on is QEMU's alone, and libvirt only counts its states: not worth a case each.
+    let counts =
+        |of: &str| ["state='new'", "state='running'", "newstate='ready'"].iter().any(|s| of.contains(s));
+    let worth = |nth: &usize| {
+        let (old, new) = &all[nth - 1].change;
+        !old.starts_with("<blockjob ") || !(counts(old) || counts(new))
+    };
+    for nth in (1..=all.len()).filter(worth) {
+        let begun = Instant::now();
+        let libvirtd = bed.host.hypervisor.libvirtd().unwrap();
+        let vmkeepd = daemon.pid();
+        let kill = Act {
+            when: Box::new(move |number, _| number == nth),
+            act: Box::new(move || libvirtd.signal(Signal::KILL)),
+        };
+        let watch = Renames::watch(&bed, Some(kill));
+        let job = bed.host.begin(&args);
+        let reached = until("libvirtd to be killed, or the job to end", || {
+            if watch.acted() {
+                return Some(true);
+            }
+            let row = bed.host.vmkeep(&["--json", "job", "show", &job]);
+            let row: Value = serde_json::from_slice(&row.stdout).unwrap_or_default();
+            row["job"]["ended"].is_string().then_some(false)
+        });
+        let renames = watch.seen();
+        drop(watch);
+        if !reached {
+            println!("{nth}: not reached");
+            bed.judge("undisturbed", &bed.at_rest(&job));
+            continue;
+        }
+        let file = renames.last().map(|r| r.to.clone()).unwrap();
+        libvirtd.wait_gone(Duration::from_secs(20)).unwrap();
+        // vmkeepd waits, so that the world can be looked at before anybody mends it.
+        signal(vmkeepd, Signal::STOP);
+        bed.host.hypervisor.start_libvirtd().unwrap();
+        let state = until("libvirt to find QEMU again", || {
+            let state = bed.guest.state().unwrap();
+            let qemu = bed.host.hypervisor.qmp("web1", &serde_json::json!({"execute": "query-status"}));
+            (state.state == "shut off" || qemu.is_ok()).then_some(state)
+        });
+        let case = format!("{nth} of {}, {}, {state:?}", all.len(), file.display());
+        println!("{case}");
+        let mut row = if state.state == "shut off" {
+            forgotten += 1;
+            libvirt_has_forgotten(&bed, vmkeepd, &job)
+        } else {
+            for opinion in opinions(&bed) {
+                println!("  {opinion:?}");
+                *seen.entry(opinion).or_default() += 1;
+            }
+            signal(vmkeepd, Signal::CONT);
+            bed.at_rest(&job)
+        };
+        if row["status"] == "needs_attention" {
+            remedy(&bed, &row);
+            row = bed.at_rest(&job);
+        }
+        bed.judge(&case, &row);
+        *ends.entry(row["status"].as_str().unwrap().to_owned()).or_default() += 1;
+        println!("  {:?}", begun.elapsed());
+    }
+    println!("{ends:?}, forgotten {forgotten} times\n{seen:#?}");
+    let met = |qemu, live| seen.keys().any(|of| of.qemu == qemu && of.live == live);
+    assert!(met("overlay", "base"), "killed between the snapshot and the note of it: {seen:#?}");
+    assert!(met("base", "overlay"), "killed between the pivot and the note of it: {seen:#?}");
+    bed.judge_disks();
+}
+
+/// The same, brought about at will.
+#[test]
+fn a_domain_that_libvirt_has_forgotten_is_left_alone_until_its_qemu_is_gone() {
+    let bed = Bed::boot(&small("web1"));
+    let daemon = bed.host.daemon();
+    let libvirtd = bed.host.hypervisor.libvirtd().unwrap();
+    let kill = Act {
+        when: Box::new(|_, rename| rename.change.0.contains("state='pivoting'")),
+        act: Box::new(move || libvirtd.signal(Signal::KILL)),
+    };
+    let watch = Renames::watch(&bed, Some(kill));
+    let job = bed.host.begin(&["snapshot", "web1"]);
+    until("libvirtd to be killed", || watch.acted().then_some(()));
+    drop(watch);
+    libvirtd.wait_gone(Duration::from_secs(20)).unwrap();
+    let status = &bed.files_of_libvirt()[0];
+    let noted = std::fs::read_to_string(status).unwrap();
+    let unreadable = noted.replace(" job='active-commit'", " job=''");
+    assert_ne!(noted, unreadable);
+    std::fs::write(status, unreadable).unwrap();
+    signal(daemon.pid(), Signal::STOP);
+    bed.host.hypervisor.start_libvirtd().unwrap();
+    bed.guest.wait_state("shut off").unwrap();
+    let row = libvirt_has_forgotten(&bed, daemon.pid(), &job);
+    bed.judge("forgotten by libvirt", &row);
+    bed.judge_disks();
+}
+
+/// For an instant in the middle of a pivot libvirt's status file is one that libvirt itself cannot read. Killed then, it
+/// comes back without knowledge of the domain: QEMU runs on, stopped for the pivot, and libvirt says "shut off".
+///
+/// A second QEMU cannot be started beside it (its serial file and its images are in use), and the images' locks keep
+/// vmkeepd's own tools off them. The job says how to find out who is in the way, and goes on trying; when that QEMU is gone it brings the domain home, and everything is there.
+fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str) -> Value {
+    let qemu = bed.host.hypervisor.qemu("web1").unwrap();
+    let refused = bed.guest.virsh("start", &[]).expect_err("a second QEMU on the same images");
+    println!("  libvirt has forgotten the domain; to start it: {refused}");
+    signal(vmkeepd, Signal::CONT);
+    let fault = until("the job to say what is in the way", || {
+        let history = bed.host.history(job);
+        let mut failed = history.into_iter().filter(|row| about(row, "step_failed", "pivot"));
+        // The first is that libvirt was gone.
+        let failed = failed.find(|row| row["event"]["body"]["data"]["fault"]["code"] != 83)?;
+        Some(failed["event"]["body"]["data"].clone())
+    });
+    println!("  {fault}");
+    assert_eq!(fault["fault"]["code"], 104, "{fault}");
+    assert!(fault["fault"]["remedy"].as_str().unwrap().contains("fuser"), "{fault}");
+    assert!(qemu.id.is_alive());
+    let held = bed.host.hypervisor.files_held_by_qemu("web1").unwrap();
+    assert!(held.iter().all(|file| file.exists()), "a file was removed under QEMU: {held:?}");
+    qemu.id.kill().unwrap();
+    let row = bed.at_rest(job);
+    if row["ended"].is_string() {
+        bed.guest.start().unwrap();
+    }
+    row
+}
+
+/// libvirt believes in a pivot that is over: the guest is safe, the operator is told what to do, and that helps.
+fn remedy(bed: &Bed, row: &Value) {
+    assert_eq!(row["fault"]["code"], 103, "{row:#}");
+    assert_eq!(bed.guest.state().unwrap().state, "running");
+    bed.guest.wait_more(3).unwrap();
+    let qemu = bed.host.hypervisor.disk_files_in_qemu(bed.guest.uuid()).unwrap();
+    let qemu: BTreeMap<_, _> = qemu.into_iter().map(|(disk, at)| (disk, at.file)).collect();
+    assert_eq!(qemu, bed.own, "QEMU");
+    assert_eq!(disks(&bed.guest), bed.own, "the next start");
+    bed.guest.shutdown().unwrap();
+    bed.guest.start().unwrap();
+    bed.host.ok(&["job", "settle", row["id"].as_str().unwrap()]);
+    let job = row["id"].as_str().unwrap();
+    until("the job to end", || bed.host.job(job)["ended"].is_string().then_some(()));
+}
+
+/// QEMU stands still when the snapshot is asked for, and vmkeepd dies. libvirt takes the snapshot when QEMU goes on,
+/// for nobody. It must be known for what it is, whether it comes before vmkeepd is back or after.
+#[test]
+fn a_snapshot_that_is_taken_after_vmkeepd_has_died_is_recognised_and_ended_whole() {
+    let bed = Bed::boot(&small("web1"));
+    for vmkeepd_first in [false, true] {
+        let daemon = bed.host.daemon();
+        let qemu = bed.host.hypervisor.qemu("web1").unwrap().id;
+        let act = Act {
+            // The last thing before the snapshot is asked for: the note that the guest may be held for it.
+            when: Box::new(|_, rename| rename.change.1.contains("hold=\"suspended\"")),
+            act: Box::new(move || qemu.signal(Signal::STOP)),
+        };
+        let watch = Renames::watch(&bed, Some(act));
+        let job = bed.host.begin(&["snapshot", "web1"]);
+        until("QEMU to stand still", || watch.acted().then_some(()));
+        drop(watch);
+        until("libvirt to wait for QEMU", || {
+            let control = bed.guest.virsh("domcontrol", &[]).unwrap();
+            (control.trim() != "ok").then_some(())
+        });
+        daemon.kill();
+        let daemon = if vmkeepd_first {
+            let daemon = bed.host.daemon_that_dies(None);
+            until("vmkeepd to take over its jobs", || {
+                let status = bed.host.vmkeep(&["--json", "status"]);
+                let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+                (status["daemon"]["phase"] == "recovering").then_some(())
+            });
+            qemu.signal(Signal::CONT);
+            until("vmkeepd to answer", || bed.host.ready().then_some(()));
+            daemon
+        } else {
+            qemu.signal(Signal::CONT);
+            until("the snapshot to be taken for nobody", || {
+                opinions(&bed).iter().all(|of| of.qemu == "overlay").then_some(())
+            });
+            bed.host.daemon()
+        };
+        let row = bed.at_rest(&job);
+        bed.judge(&format!("vmkeepd was back first: {vmkeepd_first}"), &row);
+        daemon.end();
+    }
+    bed.judge_disks();
+}

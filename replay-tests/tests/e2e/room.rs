@@ -1,0 +1,81 @@
+//! Too little room: refused before anything is touched, and survived when it happens in the middle.
+
+use std::fs;
+use std::path::PathBuf;
+
+use replay_tests::testbed::{DiskSpec, GuestSpec, MIB};
+
+use crate::support::bed::*;
+use crate::support::mount::Mount;
+use crate::support::{Host, files_below};
+
+#[test]
+fn too_little_room_is_refused_before_anything_is_touched() {
+    let host = Host::new();
+    let Some(mount) = Mount::new(&host, "small", 16) else { return };
+    configure(&host, &[&mount.0]);
+    let bed = Bed::boot_on(host, Some(mount), &small("web1"));
+    let mount = bed.mount();
+    let _daemon = bed.host.daemon();
+    for mode in ["--live", "--disk-only", "--dry-run"] {
+        let words = &["NOT_ENOUGH_DISK_SPACE", "bytes are needed", "are free", mount.0.to_str().unwrap()];
+        refused(&bed.host, &["snapshot", "web1", mode], 47, words);
+        bed.assert_nothing_changed();
+    }
+    assert_eq!(fs::read_dir(&mount.0).unwrap().count(), 0);
+    // A memory limit that cannot do is named as such.
+    refused(&bed.host, &["snapshot", "web1", "--memory-limit", "1M"], 96, &["MEMORY_TOO_LARGE", "web1"]);
+    bed.assert_nothing_changed();
+}
+
+#[test]
+fn a_target_that_fills_up_in_the_middle_is_survived() {
+    let host = Host::new();
+    let Some(mount) = Mount::new(&host, "small", 256) else { return };
+    configure(&host, &[&mount.0]);
+    let bed = Bed::boot_on(host, Some(mount), &large("web1"));
+    let (host, mount) = (&bed.host, bed.mount());
+    let _daemon = host.daemon();
+    let job = in_the_middle(host, &["snapshot", "web1", "--disk-only", "--bandwidth", "8M"]);
+    mount.fill(0);
+    assert_eq!(ended(host, &job), ("rolled_back".to_owned(), 47), "{}", host.ok(&["job", "explain", &job]));
+    bed.assert_back_home();
+    mount.clear();
+    assert_eq!(files_below(&mount.0), Vec::<PathBuf>::new(), "left on the target");
+    assert!(host.backups().is_empty());
+    host.ok(&["snapshot", "web1", "--disk-only"]);
+    bed.assert_back_home();
+    judge_backup(host, &host.backups()[0]);
+}
+
+#[test]
+fn a_copy_is_given_up_when_the_guests_own_file_system_fills_up() {
+    let host = Host::new();
+    let Some(mount) = Mount::new(&host, "guests", 700) else { return };
+    let spec = GuestSpec::new("web1")
+        .disk(DiskSpec::new(128 * MIB).data(48 * MIB).at(&mount.0.join("a.qcow2")))
+        .disk(DiskSpec::new(32 * MIB).raw().at(&mount.0.join("b.raw")));
+    let bed = Bed::boot_on(host, Some(mount), &spec);
+    let (host, mount) = (&bed.host, bed.mount());
+    let _daemon = host.daemon();
+    let before = files_below(&mount.0);
+    let slow = ["snapshot", "web1", "--disk-only", "--bandwidth", "4M"];
+
+    // Low: the copy is given up while there is still room to bring the overlays home.
+    let job = in_the_middle(host, &slow);
+    mount.fill(100 * MIB);
+    assert_eq!(ended(host, &job), ("rolled_back".to_owned(), 102), "{}", host.ok(&["job", "explain", &job]));
+    mount.clear();
+    bed.assert_back_home();
+    assert_eq!(files_below(&mount.0), before);
+
+    // Full: QEMU stops the guest. It comes back by itself once there is room.
+    let job = in_the_middle(host, &slow);
+    mount.fill(0);
+    bed.guest.wait_state("paused").unwrap();
+    mount.clear();
+    assert_eq!(ended(host, &job), ("rolled_back".to_owned(), 102), "{}", host.ok(&["job", "explain", &job]));
+    bed.assert_back_home();
+    assert_eq!(files_below(&mount.0), before);
+    assert!(host.backups().is_empty());
+}

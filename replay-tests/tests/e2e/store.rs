@@ -1,0 +1,91 @@
+//! A store that is damaged, of a newer release, or somebody else's at the moment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use crate::support::bed::*;
+use crate::support::{files_below, until};
+
+#[test]
+fn a_store_that_is_damaged_newer_or_in_use_is_refused_untouched() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let daemon = host.daemon();
+    host.ok(&["snapshot", "web1", "--disk-only"]);
+    bed.assert_back_home();
+    let store = host.hypervisor.dir().join("state/vmkeep/store");
+    let refuses = |code: i32, name: &str| {
+        // One that starts after all must not keep this test for ever.
+        let mut command = host.hypervisor.command("timeout");
+        let output = command.arg("60").arg(host.hypervisor.dir().join("bin/vmkeepd")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        for word in [name, "remedy ", store.to_str().unwrap()] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    };
+    // Often, because such a process ends while libvirt's threads in it begin.
+    for _ in 0..20 {
+        refuses(79, "STORE_IN_USE");
+    }
+    host.ok(&["status"]);
+    assert_eq!(daemon.end(), Some(0));
+    let content = || -> BTreeMap<PathBuf, Vec<u8>> {
+        files_below(&store).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    };
+    let kept = content();
+    let restore = || {
+        for path in files_below(&store) {
+            fs::remove_file(path).unwrap();
+        }
+        for (path, bytes) in &kept {
+            fs::write(path, bytes).unwrap();
+            give(host, path);
+        }
+    };
+    let database =
+        kept.iter().max_by_key(|(_, bytes)| bytes.starts_with(b"SQLite format 3")).unwrap().0.clone();
+    let edit = |at: u64, bytes: &[u8]| {
+        // What the log ahead of the database holds would stand before the edit. A store that was closed needs no log.
+        for path in files_below(&store) {
+            if path.to_string_lossy().ends_with("-wal") || path.to_string_lossy().ends_with("-shm") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        fs::File::options().write(true).open(&database).unwrap().write_all_at(bytes, at).unwrap();
+    };
+    // The user version of an SQLite database stands at byte 60.
+    edit(60, &999_u32.to_be_bytes());
+    let newer = fs::read(&database).unwrap();
+    refuses(80, "STORE_TOO_NEW");
+    assert_eq!(fs::read(&database).unwrap(), newer, "a store of a newer release was changed");
+    restore();
+    // A database that is none.
+    edit(0, b"something else..");
+    refuses(77, "STORE_DAMAGED");
+    restore();
+    // Bytes of an event: the daemon either does not start, or says so when it is asked to verify.
+    let bytes = &kept[&database];
+    let at = bytes.windows(9).rposition(|window| window == b"succeeded").unwrap();
+    edit(at as u64, b"sUcceeded");
+    let mut daemon = host.hypervisor.command(host.hypervisor.dir().join("bin/vmkeepd"));
+    let mut daemon = daemon.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let ended = until("vmkeepd to start or to refuse", || match daemon.try_wait().unwrap() {
+        Some(status) => Some(status.code()),
+        None => host.ready().then_some(None),
+    });
+    match ended {
+        None => host.fails(&["audit", "verify"], 77, &["STORE_DAMAGED"]),
+        Some(code) => assert_eq!(code, 77),
+    }
+    let _ = daemon.kill();
+    daemon.wait().unwrap();
+    restore();
+    let _daemon = host.daemon();
+    host.ok(&["audit", "verify"]);
+    assert_eq!(host.jobs().len(), 1);
+    bed.assert_back_home();
+}
