@@ -32,6 +32,7 @@ pub fn story(history: &[(Seq, Event)]) -> Explanation {
     let facts = Gathered::from(history);
     let mut summary = facts.outputs.iter().flat_map(|(kind, output)| told(kind, output)).collect::<Vec<_>>();
     summary.extend(facts.frozen_for());
+    summary.extend(facts.phases());
     if !facts.undone.is_empty() {
         summary.push(format!("What was undone: {}", facts.undone.join("; ")));
     }
@@ -164,12 +165,15 @@ struct Gathered {
     frozen: Option<Timestamp>,
     thawed: Option<Timestamp>,
     froze_any: bool,
+    /// The job's phases in their order, each with its first step's beginning and its last one's end.
+    stages: Vec<(String, Option<Timestamp>, Option<Timestamp>)>,
 }
 
 impl From<&[(Seq, Event)]> for Gathered {
     fn from(history: &[(Seq, Event)]) -> Self {
         let mut this = Self::default();
         let mut steps: HashMap<StepName, (StepKind, String)> = HashMap::new();
+        let mut stage_of: HashMap<StepName, usize> = HashMap::new();
         let mut undone = HashSet::new();
         for (_, event) in history {
             match &event.body {
@@ -177,10 +181,28 @@ impl From<&[(Seq, Event)]> for Gathered {
                     let of =
                         |s: &vmkeep_workflow::StepSpec| (s.name.clone(), (s.kind.clone(), s.title.clone()));
                     steps = plan.steps.iter().map(of).collect();
+                    this.stages.clear();
+                    for step in &plan.steps {
+                        let Some(stage) = &step.stage else { continue };
+                        let known = this.stages.iter().position(|(name, ..)| name == stage);
+                        let at = known.unwrap_or(this.stages.len());
+                        if known.is_none() {
+                            this.stages.push((stage.clone(), None, None));
+                        }
+                        stage_of.insert(step.name.clone(), at);
+                    }
                 }
                 Body::JobRecovered => this.recoveries += 1,
+                Body::StepStarted { step, phase: Phase::Forward, .. } => {
+                    if let Some(stage) = stage_of.get(step).and_then(|at| this.stages.get_mut(*at)) {
+                        stage.1.get_or_insert(event.at);
+                    }
+                }
                 Body::StepSucceeded { step, phase: Phase::Forward, output, .. }
                 | Body::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. } => {
+                    if let Some(stage) = stage_of.get(step).and_then(|at| this.stages.get_mut(*at)) {
+                        stage.2 = Some(event.at);
+                    }
                     if let Some((kind, _)) = steps.get(step) {
                         this.note(kind, output, event.at);
                     }
@@ -209,6 +231,16 @@ impl Gathered {
             self.thawed = Some(at);
         }
         self.outputs.push((kind.clone(), output.clone()));
+    }
+
+    /// How long each phase took.
+    fn phases(&self) -> Option<String> {
+        let took = |(name, began, ended): &(String, Option<Timestamp>, Option<Timestamp>)| {
+            let took = Duration::try_from((*ended)?.duration_since((*began)?)).ok()?;
+            Some(format!("{name} {}", span(took)))
+        };
+        let all: Vec<String> = self.stages.iter().filter_map(took).collect();
+        (!all.is_empty()).then(|| format!("Its phases took: {}", all.join(", ")))
     }
 
     fn frozen_for(&self) -> Option<String> {

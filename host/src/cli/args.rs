@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmkeep_workflow::{JobStatus, Settle};
 
-use crate::api::types::OnBusyMemory;
+use crate::api::types::{OnBusyMemory, WaitBefore};
 use crate::text::{parse_size, parse_span};
 
 /// Crash-safe backups of KVM guests.
@@ -147,6 +147,15 @@ pub struct Snapshot {
     /// Copy at most so much per second: 100M (0: no limit)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bandwidth: Option<u64>,
+    /// Merge at most so much per second: 100M (0: no limit)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub merge_bandwidth: Option<u64>,
+    /// Wait before this phase for `vmkeep job signal JOB PHASE`: retain, merge
+    #[arg(long, value_name = "PHASE", value_delimiter = ',')]
+    pub wait_before: Vec<WaitBefore>,
+    /// The longest of each wait; then the job goes on by itself
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, default_value = "30m")]
+    pub wait_limit: Duration,
     /// Freeze the guest's file systems for the instant (needs its agent; disk-only)
     #[arg(long, conflicts_with = "no_quiesce")]
     pub quiesce: bool,
@@ -251,6 +260,14 @@ pub enum Job {
     },
     /// End a pause
     Resume(JobAct),
+    /// Send a job the word that it waits for: retain, merge
+    Signal {
+        /// The job and why.
+        #[command(flatten)]
+        act: JobAct,
+        /// The signal's name
+        name: String,
+    },
     /// Let a job that needs attention look at the world again and go on
     Settle {
         /// The job and why.

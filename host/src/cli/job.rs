@@ -10,10 +10,11 @@ use crate::client::{Client, segment};
 use crate::codes;
 
 /// What some acts take besides the job and the reason.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct More {
     pub(super) pause_ms: Option<u64>,
     pub(super) settle: Option<Settle>,
+    pub(super) signal: Option<String>,
 }
 
 /// The path that asks for these jobs.
@@ -64,7 +65,13 @@ pub(super) async fn act(
     act: JobAct,
     more: More,
 ) -> Result<(), Fault> {
-    let body = Act { reason: act.reason, pause_ms: more.pause_ms, settle: more.settle, dry_run: act.dry_run };
+    let body = Act {
+        reason: act.reason,
+        pause_ms: more.pause_ms,
+        settle: more.settle,
+        signal: more.signal,
+        dry_run: act.dry_run,
+    };
     let acted: Acted = client.post(&path(&act.job, &format!("/{verb}")), &body, None).await?;
     out.show(&acted, |acted| crate::text::safe_lines(&acted.message))
 }

@@ -20,6 +20,10 @@ pub(super) async fn snapshot(client: &Client, out: &Out, args: Snapshot) -> Ende
         memory_time_ms: args.memory_time.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
         on_busy_memory: args.on_busy_memory,
         bandwidth: args.bandwidth,
+        merge_bandwidth: args.merge_bandwidth,
+        wait_limit_ms: (!args.wait_before.is_empty())
+            .then(|| u64::try_from(args.wait_limit.as_millis()).unwrap_or(u64::MAX)),
+        wait_before: args.wait_before,
         quiesce: match (args.quiesce, args.no_quiesce) {
             (true, _) => Some(true),
             (_, true) => Some(false),

@@ -170,6 +170,10 @@ async fn on_job(client: &Client, out: &Out, command: Job) -> Ended {
             let more = job::More { pause_ms: Some(pause_ms), ..job::More::default() };
             job::act(client, out, "pause", act, more).await?;
         }
+        Job::Signal { act, name } => {
+            let more = job::More { signal: Some(name), ..job::More::default() };
+            job::act(client, out, "signal", act, more).await?;
+        }
         Job::Settle { act, how } => {
             let more = job::More { settle: Some(how.into()), ..job::More::default() };
             job::act(client, out, "settle", act, more).await?;

@@ -7,7 +7,7 @@ use vmkeep_workflow::{Fault, JobStatus};
 
 use crate::api::types::{
     Audited, BackupDetail, Backups, DaemonPhase, DomainRow, Explanation, Finding, Grade, HistoryRow,
-    JobDetail, JobRow, Replayed, Status, StepRow,
+    JobDetail, JobRow, PhaseRow, Replayed, Status, StepRow,
 };
 use crate::codes;
 use crate::text::{ago, bytes, local, safe, safe_lines, span, table};
@@ -234,6 +234,9 @@ pub(super) fn job(detail: &JobDetail) -> String {
     if let Some(parked) = &detail.parked {
         rows.push(pair("set aside", &parked.cause));
     }
+    rows.extend(
+        detail.phases.iter().map(|phase| pair(&format!("phase {}", phase.name), &phase_words(phase, now))),
+    );
     let mut text = table(&rows);
     if !detail.steps.is_empty() {
         text.push('\n');
@@ -242,6 +245,22 @@ pub(super) fn job(detail: &JobDetail) -> String {
     }
     text.push_str(&trouble(detail));
     text
+}
+
+/// How a phase stands, and how long it took or has been going on.
+fn phase_words(phase: &PhaseRow, now: Timestamp) -> String {
+    let state = match phase.state {
+        StepState::Pending => return "to come".to_owned(),
+        StepState::Done => "done",
+        StepState::Failed | StepState::Stuck => "failed",
+        StepState::Stopped => "given up",
+        StepState::Running | StepState::Probing | StepState::Waiting => "going on",
+    };
+    let took = phase.began.map(|began| phase.ended.unwrap_or(now).duration_since(began));
+    match took.and_then(|took| std::time::Duration::try_from(took).ok()) {
+        Some(took) => format!("{state}, {}", span(took)),
+        None => state.to_owned(),
+    }
 }
 
 fn step_row(step: &StepRow, barrier: Option<&str>) -> Vec<String> {
@@ -267,6 +286,9 @@ fn step_row(step: &StepRow, barrier: Option<&str>) -> Vec<String> {
         Some(StepState::Stuck | StepState::Failed) => notes.push("could not be undone".to_owned()),
         Some(_) => notes.push("is being undone".to_owned()),
         None => {}
+    }
+    if let (Some(signal), Some(until)) = (&step.awaits, step.awaits_until) {
+        notes.push(format!("waits for the signal {} until {}", safe(signal), local(until)));
     }
     if barrier == Some(step.name.as_str()) {
         notes.push("point of no return".to_owned());
@@ -422,7 +444,8 @@ pub(super) fn plan(plan: &Plan) -> String {
             if plan.point_of_no_return.as_ref() == Some(&step.name) {
                 notes.push("point of no return".to_owned());
             }
-            vec![format!("  {}", safe(step.name.as_str())), safe(&step.title), notes.join("; ")]
+            let phase = step.stage.as_deref().map(safe).unwrap_or_default();
+            vec![format!("  {}", safe(step.name.as_str())), phase, safe(&step.title), notes.join("; ")]
         })
         .collect();
     text.push_str(&table(&steps));

@@ -177,6 +177,12 @@ fn forward_line(step: &StepRow) -> Option<String> {
                 step.fault.as_ref().map(|fault| format!(": {}", safe(&fault.cause))).unwrap_or_default();
             format!("  failed  {title}{cause}")
         }
+        StepState::Waiting if step.awaits.is_some() => {
+            let signal = safe(step.awaits.as_deref().unwrap_or_default());
+            let until =
+                step.awaits_until.map(|at| format!(" until {}", crate::text::local(at))).unwrap_or_default();
+            format!("  waits   for the signal {signal}{until}: vmkeep job signal JOB {signal}")
+        }
         StepState::Waiting => match &step.fault {
             Some(fault) => format!("  waits   {title}: {}", safe(&fault.cause)),
             None => format!("  waits   {title}"),

@@ -52,6 +52,8 @@ pub struct FileLimits {
     pub memory_time: Option<String>,
     /// Bytes per second for copying: `200M`.
     pub bandwidth: Option<String>,
+    /// Bytes per second for merging each overlay: `100M`.
+    pub merge_bandwidth: Option<String>,
 }
 
 /// What is logged, and how.
@@ -185,6 +187,8 @@ fn limits(file: &FileLimits) -> Result<super::Limits, ConfigError> {
             None => default.memory_time,
         },
         bandwidth: size("limits.bandwidth", &file.bandwidth)?.unwrap_or(default.bandwidth),
+        merge_bandwidth: size("limits.merge_bandwidth", &file.merge_bandwidth)?
+            .unwrap_or(default.merge_bandwidth),
     })
 }
 

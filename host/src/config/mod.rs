@@ -57,11 +57,20 @@ pub struct Limits {
     pub memory_time: Duration,
     /// Bytes per second for copying; 0 is no limit.
     pub bandwidth: u64,
+    /// Bytes per second for merging each overlay; 0 is no limit.
+    pub merge_bandwidth: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { jobs: 4, jobs_per_root: 2, memory: None, memory_time: Duration::from_secs(600), bandwidth: 0 }
+        Self {
+            jobs: 4,
+            jobs_per_root: 2,
+            memory: None,
+            memory_time: Duration::from_secs(600),
+            bandwidth: 0,
+            merge_bandwidth: 0,
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod args;
 pub mod logs;
 pub mod notify;
 mod safety;
+mod waits;
 mod watch;
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -91,6 +92,8 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     });
 
     let serving = tokio::spawn(serve(socket, app, phases));
+    let low = vmkeep_steps::image::space::LowWater::default();
+    let waiting = tokio::spawn(waits::watch(engine.clone(), world.clone(), low));
     let watching = tokio::spawn(watch::watch(watch::Watched {
         libvirt,
         world,
@@ -104,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     phase.send_replace(DaemonPhase::Stopping);
     notify::tell(notify::STOPPING);
     watching.abort();
+    waiting.abort();
     tokio::select! {
         () = engine.shutdown() => tracing::info!("every job is at a safe place"),
         signal = ending() => tracing::warn!(signal, "vmkeepd ends at once; the next start takes the jobs over"),

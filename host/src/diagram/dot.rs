@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use vmkeep_workflow::plan::{Plan, StepSpec};
 
-/// Draws a plan. Boxes are steps with their name, what they do and their kind; the arrows say what comes before.
+/// Draws a plan. Boxes are steps with their name, what they do, their kind and their phase; the arrows say what comes
+/// before.
 ///
 /// - double border: the point of no return;
 /// - rounded: can be taken back;
@@ -45,7 +46,8 @@ pub(super) fn draw(name: &str, plan: &Plan) -> String {
 }
 
 fn attributes(plan: &Plan, step: &StepSpec, held: bool) -> String {
-    let label = format!("{}\n{}\n{}", step.name, step.title, step.kind);
+    let phase = step.stage.as_ref().map(|stage| format!(" · {stage}")).unwrap_or_default();
+    let label = format!("{}\n{}\n{}{phase}", step.name, step.title, step.kind);
     let mut styles = Vec::new();
     if step.undo.is_some() {
         styles.push("rounded");

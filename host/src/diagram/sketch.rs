@@ -81,6 +81,7 @@ impl Scene {
             disks: Vec::new(),
             bandwidth: 0,
             merge_bandwidth: 0,
+            waits: None,
         };
         let with_memory = self.plan(&snapshot, live::NAME, &options(Some(MemoryOptions::default()))).await?;
         let disks_only = self.plan(&snapshot, live::NAME, &options(None)).await?;

@@ -14,11 +14,11 @@ use vmkeep_steps::image::name::encode;
 use vmkeep_steps::restore::{self, RestoreOptions, Then};
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::memory::IfSlow;
-use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, SnapshotOptions};
+use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, Phase, SnapshotOptions, Waits};
 use vmkeep_workflow::{Fault, Subject, WorkflowName};
 
 use super::Order;
-use crate::api::types::{OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs};
+use crate::api::types::{OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
 use crate::codes;
 use crate::config::Config;
 
@@ -59,7 +59,18 @@ pub(super) fn snapshot(
         },
         disks: request.disks.clone(),
         bandwidth: request.bandwidth.unwrap_or(config.limits.bandwidth),
-        merge_bandwidth: 0,
+        merge_bandwidth: request.merge_bandwidth.unwrap_or(config.limits.merge_bandwidth),
+        waits: (!request.wait_before.is_empty()).then(|| Waits {
+            before: request
+                .wait_before
+                .iter()
+                .map(|phase| match phase {
+                    WaitBefore::Retain => Phase::Retain,
+                    WaitBefore::Merge => Phase::Merge,
+                })
+                .collect(),
+            limit_ms: request.wait_limit_ms.unwrap_or(30 * 60_000),
+        }),
     };
     Ok(Order {
         workflow: WorkflowName::from(snapshot::NAME),

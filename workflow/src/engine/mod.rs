@@ -34,7 +34,7 @@ use crate::step::{PlanContext, Registry};
 use crate::summary::{JobStatus, JobSummary};
 
 pub use clock::{Clock, Environment, NoEnvironment, SystemClock};
-pub use view::{JobView, StepState, StepView};
+pub use view::{JobView, StageView, StepState, StepView};
 
 use driver::{Message, Start};
 use log::Log;

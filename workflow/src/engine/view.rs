@@ -27,6 +27,21 @@ pub struct JobView {
     pub paused_until: Option<Timestamp>,
     /// Somebody asked to cancel it after the point of no return: it goes on to its end.
     pub cancelled_too_late: Option<Actor>,
+    /// Its parts in the order in which they come in the plan; empty for recipes that have none.
+    pub stages: Vec<StageView>,
+}
+
+/// One part of a job: the steps that the plan gives the same [`stage`](crate::StepSpec::stage).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageView {
+    /// The recipe's word for it.
+    pub name: String,
+    /// What its steps have come to together.
+    pub state: StepState,
+    /// When the first of them began.
+    pub began: Option<Timestamp>,
+    /// When the last of them was done; for a part that was not finished, when the job ended.
+    pub ended: Option<Timestamp>,
 }
 
 /// What a step has come to, in one word.
@@ -74,6 +89,10 @@ pub struct StepView {
     pub undo: Option<StepState>,
     /// The undo's last failure.
     pub undo_fault: Option<Fault>,
+    /// The part of the job that it belongs to.
+    pub stage: Option<String>,
+    /// The signal that it waits for now, and until when.
+    pub awaits: Option<(String, Timestamp)>,
 }
 
 impl JobView {
@@ -91,6 +110,11 @@ impl JobView {
                 progress: None,
                 undo: (cell.undo.attempts > 0).then(|| word(&cell.undo)),
                 undo_fault: fault_of(&cell.undo),
+                stage: spec.stage.clone(),
+                awaits: match (&cell.forward.run, &spec.signal) {
+                    (Run::Awaiting { until }, Some(signal)) => Some((signal.name.clone(), *until)),
+                    _ => None,
+                },
             }
         });
         Self {
@@ -99,6 +123,7 @@ impl JobView {
             parked: None,
             paused_until: state.paused().map(|pause| pause.until),
             cancelled_too_late: state.cancelled_too_late().cloned(),
+            stages: stages(state, summary.ended),
             summary,
         }
     }
@@ -110,6 +135,44 @@ impl JobView {
             view.progress = Some(amount);
         }
     }
+}
+
+/// The parts of a job, each with the span from its first step's beginning to its last one's end.
+fn stages(state: &State, job_ended: Option<Timestamp>) -> Vec<StageView> {
+    let mut names: Vec<&str> = Vec::new();
+    for place in 0..state.cells().len() {
+        if let Some(stage) = state.spec(place).stage.as_deref()
+            && !names.contains(&stage)
+        {
+            names.push(stage);
+        }
+    }
+    let of = |name: &str| {
+        let cells: Vec<_> = state
+            .cells()
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| state.spec(*place).stage.as_deref() == Some(name))
+            .map(|(_, cell)| cell)
+            .collect();
+        let began = cells.iter().filter_map(|cell| cell.began).min();
+        let done = cells.iter().all(|cell| cell.forward.run.is_done());
+        let state = if done {
+            StepState::Done
+        } else if cells.iter().any(|cell| cell.forward.run.fault().is_some()) {
+            StepState::Failed
+        } else if began.is_none() {
+            StepState::Pending
+        } else if job_ended.is_some() {
+            StepState::Stopped
+        } else {
+            StepState::Running
+        };
+        let last = cells.iter().filter_map(|cell| cell.ended).max();
+        let ended = if done { last } else { began.and(job_ended) };
+        StageView { name: name.to_owned(), state, began, ended }
+    };
+    names.into_iter().map(of).collect()
 }
 
 fn fault_of(track: &Track) -> Option<Fault> {

@@ -66,6 +66,10 @@ pub struct StepSpec {
     /// When set, the step does nothing but wait for a signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<AwaitSignal>,
+    /// The part of the job that this step belongs to, in the recipe's own words. Only for people: no decision hangs
+    /// on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
 }
 
 /// The kind of a step that waits for a signal; the engine itself carries it out.
@@ -91,6 +95,7 @@ impl StepSpec {
             critical: false,
             check_facts: false,
             signal: None,
+            stage: None,
         }
     }
 
@@ -173,6 +178,13 @@ impl StepSpec {
     #[must_use]
     pub fn critical(mut self) -> Self {
         self.critical = true;
+        self
+    }
+
+    /// Belongs to this part of the job.
+    #[must_use]
+    pub fn stage(mut self, stage: impl Into<String>) -> Self {
+        self.stage = Some(stage.into());
         self
     }
 

@@ -82,6 +82,10 @@ pub struct Cell {
     pub undo: Track,
     /// Its output, once it succeeded.
     pub output: Option<Arc<Value>>,
+    /// When its first attempt, or its waiting, began.
+    pub began: Option<Timestamp>,
+    /// When it succeeded.
+    pub ended: Option<Timestamp>,
     waits_for: usize,
     facts_asserted: bool,
     ready_at: Option<Timestamp>,
@@ -229,6 +233,8 @@ impl State {
                 forward: Track::default(),
                 undo: Track::default(),
                 output: None,
+                began: None,
+                ended: None,
                 waits_for: compiled.dependencies(place).len(),
                 facts_asserted: false,
                 ready_at: Some(at),
@@ -268,6 +274,7 @@ impl State {
         self.started += 1;
         self.cells[place].forward.attempts += 1;
         self.cells[place].forward.run = Run::Awaiting { until };
+        self.cells[place].began = Some(at);
         let early =
             self.spec(place).signal.as_ref().and_then(|signal| self.signals.get(&signal.name).cloned());
         if let Some((value, by)) = early {

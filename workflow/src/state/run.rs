@@ -137,6 +137,7 @@ impl State {
             }
             self.ready.remove(&place);
             self.cells[place].facts_asserted = false;
+            self.cells[place].began.get_or_insert(at);
         } else if let Some(unwind) = &mut self.unwind {
             unwind.ready.remove(&place);
         }
@@ -155,6 +156,7 @@ impl State {
         match phase {
             Phase::Forward => {
                 self.done += 1;
+                self.cells[place].ended = Some(at);
                 self.cells[place].output = Some(std::sync::Arc::new(output.clone()));
                 if self.unwind.is_some() {
                     self.closer_done(place);

@@ -146,6 +146,44 @@ pub(super) async fn resume(
     acted(&app, job, act.dry_run, "resume", "it goes on").await
 }
 
+/// A word that a step waits for. One that nobody waits for yet is kept until somebody does; one that this job never
+/// waits for is refused, because it is a misspelt one.
+pub(super) async fn signal(
+    Extract(app): State,
+    Path(job): Path<String>,
+    Json(act): Json<Act>,
+) -> Answer<Acted> {
+    let (job, _) = begin(&app, &job, "send the signal").await?;
+    let name = act.signal.unwrap_or_default();
+    let plan = app.engine.view(job).await?.plan;
+    let known: Vec<String> = plan
+        .iter()
+        .flat_map(|plan| &plan.steps)
+        .filter_map(|s| Some(s.signal.as_ref()?.name.clone()))
+        .collect();
+    if !known.contains(&name) {
+        let cause = if known.is_empty() {
+            "it waits for no signal".to_owned()
+        } else {
+            format!("it waits for no such signal, but for {}", known.join(" and "))
+        };
+        return Err(Fault::permanent(Code::INVALID_STATE, "send the signal", safe(&name), cause)
+            .remedy("`vmkeep job show` tells what it waits for")
+            .into());
+    }
+    if !act.dry_run {
+        app.engine.signal(job, name.clone(), serde_json::Value::Bool(true), app.actor(act.reason)).await?;
+    }
+    acted(
+        &app,
+        job,
+        act.dry_run,
+        "signal",
+        &format!("it goes on with \"{}\" when it gets there", safe(&name)),
+    )
+    .await
+}
+
 pub(super) async fn settle(
     Extract(app): State,
     Path(job): Path<String>,

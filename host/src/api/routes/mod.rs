@@ -71,6 +71,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/jobs/{job}/cancel", post(changes::cancel))
         .route("/v1/jobs/{job}/pause", post(changes::pause))
         .route("/v1/jobs/{job}/resume", post(changes::resume))
+        .route("/v1/jobs/{job}/signal", post(changes::signal))
         .route("/v1/jobs/{job}/settle", post(changes::settle))
         .route("/v1/jobs/{job}/abandon", post(changes::abandon))
         .route("/v1/audit/verify", get(audit::verify))
@@ -162,6 +163,9 @@ fn detail_of(view: JobView, short: String) -> JobDetail {
         progress: step.progress.map(|p| ProgressRow { done: p.done, total: p.total, unit: p.unit }),
         undo: step.undo,
         undo_fault: step.undo_fault.as_ref().map(Into::into),
+        phase: step.stage,
+        awaits_until: step.awaits.as_ref().map(|(_, until)| *until),
+        awaits: step.awaits.map(|(signal, _)| signal),
     });
     JobDetail {
         job: JobRow::new(&view.summary, short),
@@ -170,6 +174,7 @@ fn detail_of(view: JobView, short: String) -> JobDetail {
         parked: view.parked.as_ref().map(Into::into),
         cancelled_too_late: view.cancelled_too_late.map(|actor| actor.who),
         results,
+        phases: view.stages.iter().map(Into::into).collect(),
         steps: steps.collect(),
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vmkeep_workflow::engine::StepState;
+use vmkeep_workflow::engine::{StageView, StepState};
 use vmkeep_workflow::event::Item;
 use vmkeep_workflow::fault::Class;
 use vmkeep_workflow::plan::Plan;
@@ -19,7 +19,7 @@ use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase};
 
 use crate::codes;
 
-pub use requests::{Act, OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs};
+pub use requests::{Act, OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
 
 /// The header that makes a repeated request harmless.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -287,6 +287,43 @@ pub struct StepRow {
     pub undo: Option<StepState>,
     /// The undo's failure.
     pub undo_fault: Option<ErrorBody>,
+    /// The phase of the job that it belongs to.
+    #[serde(default)]
+    pub phase: Option<String>,
+    /// The signal that it waits for; `vmkeep job signal` sends it.
+    #[serde(default)]
+    pub awaits: Option<String>,
+    /// When it goes on without.
+    #[serde(default)]
+    pub awaits_until: Option<Timestamp>,
+}
+
+/// A phase of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseRow {
+    /// `snapshot`, `retain`, `merge`.
+    pub name: String,
+    /// Where it stands.
+    pub state: StepState,
+    /// When it began.
+    pub began: Option<Timestamp>,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// How long it took; absent while it goes on.
+    pub duration_ms: Option<u64>,
+}
+
+impl From<&StageView> for PhaseRow {
+    fn from(stage: &StageView) -> Self {
+        let span = stage.began.zip(stage.ended).map(|(began, ended)| ended.duration_since(began).as_millis());
+        Self {
+            name: stage.name.clone(),
+            state: stage.state,
+            began: stage.began,
+            ended: stage.ended,
+            duration_ms: span.and_then(|ms| u64::try_from(ms).ok()),
+        }
+    }
 }
 
 /// A job with its steps.
@@ -304,6 +341,9 @@ pub struct JobDetail {
     pub cancelled_too_late: Option<String>,
     /// What it has come to so far, in words: the backup that it made, how long the guest stood still.
     pub results: Vec<String>,
+    /// Its phases, in their order; empty for jobs that have none.
+    #[serde(default)]
+    pub phases: Vec<PhaseRow>,
     /// The steps, in the plan's order.
     pub steps: Vec<StepRow>,
 }

@@ -19,6 +19,16 @@ pub enum OnBusyMemory {
     Fail,
 }
 
+/// A phase that a job can wait before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaitBefore {
+    /// Before what stands still is copied.
+    Retain,
+    /// Before the overlays are merged.
+    Merge,
+}
+
 /// Asks for a backup into plain files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +52,13 @@ pub struct SnapshotRequest {
     pub on_busy_memory: OnBusyMemory,
     /// Bytes per second for copying; 0: no limit; absent: the configured one.
     pub bandwidth: Option<u64>,
+    /// Bytes per second for merging the overlays back; 0: no limit; absent: the configured one.
+    pub merge_bandwidth: Option<u64>,
+    /// Phases before which the job waits for the signal of that name.
+    #[serde(default)]
+    pub wait_before: Vec<WaitBefore>,
+    /// The longest of each wait; then the job goes on by itself. Absent: half an hour.
+    pub wait_limit_ms: Option<u64>,
     /// Whether the guest's file systems are frozen for the instant; absent: when an agent answers.
     pub quiesce: Option<bool>,
     /// Whether to wait while the domain is busy with another job, instead of being refused.
@@ -109,6 +126,8 @@ pub struct Act {
     pub pause_ms: Option<u64>,
     /// For settling: how.
     pub settle: Option<Settle>,
+    /// For a signal: its name.
+    pub signal: Option<String>,
     /// Only say what it would do.
     #[serde(default)]
     pub dry_run: bool,

@@ -6,6 +6,7 @@
 mod check;
 mod facts;
 mod options;
+pub mod phases;
 mod plan;
 mod room;
 
@@ -19,6 +20,7 @@ use vmkeep_workflow::{Class, Code, Fault, Outputs, Plan, PlanContext, Registry, 
 
 pub use facts::{Facts, LeftOutDisk};
 pub use options::{MemoryOptions, Settings, SnapshotOptions};
+pub use phases::{Phase, Waits};
 
 use crate::codes;
 use crate::hypervisor::DomainId;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::phases::Waits;
 use crate::image::space::LowWater;
 use crate::snapshot::freeze::FreezePolicy;
 use crate::snapshot::memory::IfSlow;
@@ -29,6 +30,9 @@ pub struct SnapshotOptions {
     /// Bytes per second for committing each overlay; 0 for no limit.
     #[serde(default)]
     pub merge_bandwidth: u64,
+    /// Waits between its phases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Waits>,
 }
 
 /// How much memory may take.

@@ -9,7 +9,7 @@ use vmkeep_workflow::{Code, Fault, JobId, Millis, Plan, Step, StepName, StepSpec
 use super::check::Choice;
 use super::facts::Facts;
 use super::options::{Settings, SnapshotOptions};
-use super::{NAME, VERSION};
+use super::{NAME, VERSION, phases};
 use crate::codes;
 use crate::hypervisor::{DomainRef, FileId, Observation, RunState};
 use crate::image::chain::{self, FileToCopy};
@@ -140,6 +140,7 @@ impl Builder<'_> {
         self.act(&common, &mut steps)?;
         self.backup(&common, seen, choice, &mut steps).await?;
         self.way_back(&common, &mut steps)?;
+        phases::arrange(&mut steps, self.options.waits.as_ref())?;
         let what = if common.memory.is_some() { "with memory" } else { "of its disks" };
         let facts = serde_json::to_value(facts)
             .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the backup", &seen.domain.name, e))?;

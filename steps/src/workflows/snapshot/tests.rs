@@ -32,6 +32,7 @@ fn options(target: &Path) -> SnapshotOptions {
         disks: Vec::new(),
         bandwidth: 0,
         merge_bandwidth: 0,
+        waits: None,
     }
 }
 
