@@ -5,8 +5,9 @@
 //!   stopped QEMU, say) holds up neither the runtime nor its shutdown;
 //! - dropping the future of a call does not end the call, and the call stays in [`Client::in_flight`]
 //!   until its effect can no longer come;
-//! - ordinary calls share a limited number of places; urgent ones (thaw, resume, abort) need none, so
-//!   calls that hang cannot keep a guest frozen;
+//! - ordinary calls share a limited number of places; urgent ones (thaw, resume, abort) need none, and
+//!   no call waits behind others in a connection (`lines`), so calls that hang cannot keep a guest
+//!   frozen, nor another domain unseen;
 //! - while connected, all events are registered: a connection without events is not shown as one.
 //!
 //! A supervisor thread opens the connection, registers for events, waits until it breaks, and starts
@@ -27,6 +28,7 @@ use crate::error::{Class, Error, ErrorCode, Result};
 use crate::event::Event;
 use crate::inflight::InFlight;
 use crate::instance::DaemonInstance;
+use crate::lines::Lines;
 use crate::uri::LocalUri;
 
 /// How a client behaves.
@@ -75,7 +77,7 @@ pub enum Status {
 
 #[derive(Clone)]
 enum Link {
-    Up { generation: u64, conn: Connection },
+    Up { generation: u64, lines: Arc<Lines> },
     Down { error: Option<Error> },
 }
 
@@ -158,8 +160,8 @@ impl Client {
     /// Whether there is a connection now.
     pub fn status(&self) -> Status {
         match &*self.inner.link.borrow() {
-            Link::Up { generation, conn } => {
-                Status::Connected { generation: *generation, instance: conn.instance().cloned() }
+            Link::Up { generation, lines } => {
+                Status::Connected { generation: *generation, instance: lines.first().instance().cloned() }
             }
             Link::Down { error } => Status::Disconnected { error: error.clone() },
         }
@@ -226,15 +228,17 @@ impl Client {
     {
         let place = if urgent { None } else { Arc::clone(&self.inner.places).acquire_owned().await.ok() };
         let link = self.inner.link.borrow().clone();
-        let Link::Up { generation, conn } = link else { return Err(self.disconnected()) };
-        let guard = self.inner.in_flight.begin(what, domain, conn.instance().cloned());
+        let Link::Up { generation, lines } = link else { return Err(self.disconnected()) };
+        let guard = self.inner.in_flight.begin(what, domain, lines.first().instance().cloned());
         let abandon = AbandonOnDrop(Some(Arc::clone(&guard.abandoned)));
         let orders = self.inner.orders.clone();
         let (answer, waiting) = oneshot::channel();
         std::thread::Builder::new()
             .name("libvirt-call".to_owned())
             .spawn(move || {
-                let result = f(&conn);
+                let line = lines.line();
+                drop(lines);
+                let result = line.as_ref().map_err(Clone::clone).and_then(|line| f(line.conn()));
                 let mut lost = false;
                 if let Err(error) = &result
                     && error.is_connection_lost()
@@ -249,7 +253,7 @@ impl Client {
                 }
                 drop(place);
                 // The last handle of a connection closes it, which may wait: not on an async thread.
-                drop(conn);
+                drop(line);
                 let _ = answer.send(result);
             })
             .map_err(|e| Error::own("thread", what, ErrorCode::SystemError, e.to_string()))?;
@@ -337,7 +341,8 @@ impl Supervisor {
                     pause = self.options.backoff_min;
                     let instance = conn.instance().cloned();
                     tracing::info!(uri = %self.uri, generation, ?instance, "connected to libvirt");
-                    self.link.send_replace(Link::Up { generation, conn: conn.clone() });
+                    let lines = Lines::new(conn.clone(), self.options.connect.clone());
+                    self.link.send_replace(Link::Up { generation, lines });
                     let _ = self.events.send(Event::Connected { generation, instance });
                     let stop = self.wait_for_end(generation, &conn);
                     self.link.send_replace(Link::Down { error: None });

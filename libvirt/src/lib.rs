@@ -42,6 +42,7 @@ pub mod inflight;
 pub mod instance;
 pub mod job;
 mod leave;
+mod lines;
 pub mod monitor;
 pub mod qemu;
 pub mod save;

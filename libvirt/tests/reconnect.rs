@@ -147,3 +147,46 @@ async fn a_libvirtd_that_stands_still_is_given_up_and_may_yet_execute_the_call()
     assert!(client.in_flight().idle(uuid, LONG).await);
     client.domain(uuid).call("destroy", |d| d.destroy(DestroyFlags::NONE)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_hang_on_one_domain_keep_nobody_from_another() {
+    let hv = Hypervisor::start();
+    let client = client(&hv);
+    client.connected(LONG).await.unwrap();
+    let conn = hv.connect();
+    let (hung, well) = (hv.idle_domain(&conn, "hung"), hv.idle_domain(&conn, "well"));
+    let process = hung.qemu_process().unwrap().expect("it runs");
+
+    signal(&process, "STOP");
+    // As many as libvirtd serves on one connection.
+    let (entered, mut entering) = tokio::sync::mpsc::unbounded_channel();
+    let calls: Vec<_> = (0..5)
+        .map(|_| {
+            let (handle, entered) = (client.domain(hung.uuid()), entered.clone());
+            tokio::spawn(async move {
+                let call = handle.urgent("ask QEMU", move |d| {
+                    let _ = entered.send(());
+                    d.block_graph()
+                });
+                call.await.map(drop)
+            })
+        })
+        .collect();
+    for _ in 0..calls.len() {
+        entering.recv().await.unwrap();
+    }
+
+    let other = client.domain(well.uuid());
+    let answer = tokio::time::timeout(LONG, other.call("ask QEMU", |d| d.block_graph())).await;
+    answer.expect("it does not wait behind them").unwrap();
+    assert_eq!(client.in_flight().count(hung.uuid()), calls.len(), "they hang all the while");
+    assert!(matches!(client.status(), Status::Connected { generation: 1, .. }));
+
+    signal(&process, "CONT");
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    for domain in [hung, well] {
+        client.domain(domain.uuid()).call("destroy", |d| d.destroy(DestroyFlags::NONE)).await.unwrap();
+    }
+}
