@@ -10,7 +10,7 @@ use serde_json::json;
 use vmkeep_store::MemoryStore;
 use vmkeep_workflow::event::{Body, Verdict};
 use vmkeep_workflow::journal::{EventStore, JobFilter};
-use vmkeep_workflow::{Class, Code, Engine, IfBusy, JobStatus, Seq, Settle, StreamId, replay};
+use vmkeep_workflow::{Class, Code, Engine, Fault, IfBusy, JobStatus, Seq, Settle, StreamId, replay};
 use world::{Script, Tripwire, World, engine, request, who};
 
 #[tokio::test]
@@ -122,6 +122,67 @@ async fn the_lock_of_a_job_that_needs_attention_outlives_a_restart_and_ends_when
     second.settle(job, who("ann"), Settle::Retry).await.unwrap();
     assert_eq!(second.wait(job).await.unwrap().status, JobStatus::Succeeded);
     second.request(request("web1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_closed_subject_keeps_its_job_waiting_and_lets_all_others_go_on() {
+    let store = Arc::new(MemoryStore::new());
+    let world = World::new();
+    let gate = world.block("b1");
+    let first = engine(store.clone(), &world);
+    let job = first.request(request("web1")).await.unwrap();
+    gate.reached().await;
+    let why = || Fault::transient(Code::INVALID_STATE, "start a job", "web1", "QEMU does not answer");
+    assert!(!first.close("web1", why()), "a job that is being driven sees to its subject itself");
+    drop(first);
+    world.abandon_calls();
+
+    let second = engine(store.clone(), &world);
+    assert!(second.close("web1", why()));
+    let recovery = second.recover().await.unwrap();
+    assert_eq!(recovery.resumed, [job]);
+    let mut patient = request("web1");
+    patient.if_busy = IfBusy::Queue;
+    let queued = second.request(patient).await.unwrap();
+    let refused = second.request(request("web1")).await.unwrap_err();
+    assert_eq!((refused.code, refused.cause.as_str()), (Code::INVALID_STATE, "QEMU does not answer"));
+    let other = second.request(request("db1")).await.unwrap();
+    assert_eq!(second.wait(other).await.unwrap().status, JobStatus::Succeeded);
+    assert_eq!(second.holder("web1"), Some(job));
+    let refused = second.cancel(job, who("ann")).await.unwrap_err();
+    assert!(refused.cause.contains("does not answer"), "{refused}");
+    assert_eq!(second.summary(job).await.unwrap().status, JobStatus::Running);
+    let begun = second.history(job).await.unwrap().len();
+
+    second.open("web1");
+    assert_eq!(second.wait(job).await.unwrap().status, JobStatus::Succeeded);
+    assert_eq!(second.wait(queued).await.unwrap().status, JobStatus::Succeeded);
+    let history = second.history(job).await.unwrap();
+    assert!(matches!(history[begun].1.body, Body::JobRecovered), "nothing happened to it while it waited");
+    let records = store.read(&StreamId::job(job), Seq(1), 0).await.unwrap();
+    replay::check(&records).unwrap();
+}
+
+#[tokio::test]
+async fn a_pause_that_has_to_wait_for_a_safe_place_says_so_and_says_when_it_takes_effect() {
+    let world = World::new();
+    let gate = world.block("b1");
+    let engine = engine(Arc::new(MemoryStore::new()), &world);
+    let mut asked = request("web1");
+    asked.options = json!({ "critical": true });
+    let job = engine.request(asked).await.unwrap();
+    gate.reached().await;
+    engine.pause(job, who("ann"), Timestamp::MAX).await.unwrap();
+    assert_eq!(engine.view(job).await.unwrap().safe_after, ["switch close"]);
+    gate.open();
+    assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Succeeded);
+    let tale: Vec<String> = vmkeep_workflow::explain::explain(&engine.history(job).await.unwrap())
+        .into_iter()
+        .map(|line| line.text)
+        .collect();
+    let tells = |a: &str, b: &str| tale.iter().any(|line| line.contains(a) && line.contains(b));
+    assert!(tells("ann asked to pause", "it takes effect after \"switch close\", because"), "{tale:#?}");
+    assert!(tells("Done: \"switch close\"", "now the pause takes effect"), "{tale:#?}");
 }
 
 #[tokio::test]

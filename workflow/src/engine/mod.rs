@@ -6,6 +6,9 @@
 //! attention; so a subject whose last job could not be settled stays closed until somebody settles it. What is kept in
 //! memory is only the index of that.
 //!
+//! Besides, a subject may be *closed* from outside ([`Engine::close`]): by whoever has to see to it before any job may go
+//! on there. That is memory only, and for whoever closes to do again after a crash.
+//!
 //! # Admission
 //! A request is durable before anything else happens to it. It is planned when its subject's lock is held and the
 //! limits allow, so that a plan is never older than its first step.
@@ -130,10 +133,15 @@ impl Engine {
             match self.0.take_over(summary).await {
                 Ok((start, exclusive)) => {
                     let planned = start.log.state.plan().is_some();
-                    if planned {
+                    let closed = exclusive && self.0.schedule().closed.contains_key(&subject);
+                    if planned && !closed {
                         self.0.run(job, start, exclusive);
                     } else {
-                        self.0.schedule().queue.push_back(Queued { job, start, exclusive });
+                        let mut schedule = self.0.schedule();
+                        if planned {
+                            schedule.holders.insert(subject, job);
+                        }
+                        schedule.queue.push_back(Queued { job, start, exclusive });
                     }
                     recovery.resumed.push(job);
                 }
@@ -393,6 +401,30 @@ impl Engine {
     #[must_use]
     pub fn holder(&self, subject: &str) -> Option<JobId> {
         self.0.schedule().holders.get(subject).copied()
+    }
+
+    /// Closes a subject: until it is opened again no job starts on it, and a job on it that is taken over waits.
+    /// False if a job is being driven on it; then nothing is done, and the subject is that job's business.
+    #[must_use]
+    pub fn close(&self, subject: &str, why: Fault) -> bool {
+        let mut schedule = self.0.schedule();
+        let driven = schedule.drivers.values().any(|running| running.subject.as_deref() == Some(subject));
+        if !driven {
+            schedule.closed.insert(subject.to_owned(), why);
+        }
+        !driven
+    }
+
+    /// Opens a subject that was closed.
+    pub fn open(&self, subject: &str) {
+        self.0.schedule().closed.remove(subject);
+        self.0.pump();
+    }
+
+    /// Why a subject is closed, if it is.
+    #[must_use]
+    pub fn closed(&self, subject: &str) -> Option<Fault> {
+        self.0.schedule().closed.get(subject).cloned()
     }
 
     /// The jobs that this engine set aside, and why.

@@ -22,6 +22,8 @@ pub(super) struct Schedule {
     pub(super) queue: VecDeque<Queued>,
     pub(super) drivers: HashMap<JobId, Running>,
     pub(super) parked: HashMap<JobId, Fault>,
+    /// Subjects that were closed from outside, and why.
+    pub(super) closed: HashMap<String, Fault>,
     pub(super) draining: bool,
 }
 
@@ -118,8 +120,11 @@ impl Shared {
         Fault::transient(code, "store the request", request.subject.label.clone(), error)
             .remedy("Nothing was started. See to the state folder's file system, then ask again")
     }
+        if let Some(why) = schedule.closed.get(subject) {
+            return Err(why.clone());
+        }
 
-    /// Refuses a request whose subject is held or already asked for.
+    /// Refuses a request whose subject is closed, held or already asked for.
     pub(super) fn refuse_busy(&self, request: &JobRequest) -> Result<(), Fault> {
         let schedule = self.schedule();
         let subject = &request.subject.id;
@@ -212,10 +217,15 @@ impl Shared {
 
     pub(super) fn may_run(&self, schedule: &Schedule, queued: &Queued) -> bool {
         let Some(request) = queued.start.log.state.request() else { return true };
-        let free = !queued.exclusive || !schedule.holders.contains_key(&request.subject.id);
+        let subject = &request.subject.id;
+        // A job that waits with a plan, because its subject was closed when it was taken over, holds it already.
+        let free = !queued.exclusive
+            || (!schedule.closed.contains_key(subject)
+                && schedule.holders.get(subject).is_none_or(|holder| *holder == queued.job));
         free && request.limits.iter().all(|name| {
             let most = self.limits.named.get(name).copied().unwrap_or(usize::MAX);
             schedule.drivers.values().filter(|running| running.limits.contains(name)).count() < most
+        self.not_begun(job)?;
         })
     }
 
@@ -255,6 +265,19 @@ impl Shared {
                 queued.start.log.append(vec![Body::JobRolledBack(crate::event::Cause::Cancel(by))]).await
             }
             lost => lost,
+    /// Refuses to act on a job that waits with a plan. It has begun, and only its driver may act on what it did.
+    fn not_begun(&self, job: JobId) -> Result<(), Fault> {
+        let schedule = self.schedule();
+        let queued = schedule.queue.iter().find(|queued| queued.job == job);
+        let Some(queued) = queued.filter(|queued| queued.start.log.state.plan().is_some()) else {
+            return Ok(());
+        };
+        let closed = schedule.closed.get(&queued.start.log.summary.subject.id);
+        let why = closed.map_or("it is being taken over", |why| why.cause.as_str());
+        Err(Fault::transient(Code::INVALID_STATE, "act on the job", job.to_string(), why)
+            .remedy("The job goes on by itself once that is over; then ask again"))
+    }
+
         };
         self.idle.notify_waiters();
         ended.map_err(|lost| internal(job, &format!("{lost:?}")))
