@@ -6,10 +6,9 @@
 //! old is good enough: it is compared after a crash with what is then, and an instance that ended in between differs
 //! from both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use vmkeep_steps::hypervisor::Hypervisor;
 use vmkeep_workflow::Engine;
 use vmkeep_workflow::journal::JobFilter;
 use vmkeep_workflow::summary::JobStatus;
@@ -31,13 +30,11 @@ impl Facts {
 
     /// Asks anew. Without an answer only the boot remains: what is not known is not claimed.
     pub async fn refresh(&self, libvirt: &Libvirt, engine: &Engine) {
-        let mut found = match libvirt.environment().await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::debug!(%error, "the hypervisor's instances are not known");
-                return self.set(BTreeMap::new());
-            }
-        };
+        if let Err(error) = libvirt.reachable() {
+            tracing::debug!(%error, "the hypervisor's instances are not known");
+            return self.set(BTreeMap::new());
+        }
+        let mut found = libvirt.instances();
         let open = JobFilter {
             status: vec![
                 JobStatus::Queued,
@@ -48,10 +45,12 @@ impl Facts {
             ],
             ..JobFilter::default()
         };
-        for job in engine.jobs(&open).await.unwrap_or_default() {
-            let Ok(uuid) = job.subject.id.parse() else { continue };
-            if let Some(instance) = libvirt.qemu_instance(uuid).await {
-                found.insert(format!("qemu/{}", job.subject.id), instance);
+        let jobs = engine.jobs(&open).await.unwrap_or_default();
+        let uuids: BTreeSet<uuid::Uuid> = jobs.iter().filter_map(|job| job.subject.id.parse().ok()).collect();
+        let asked = uuids.into_iter().map(|uuid| async move { (uuid, libvirt.qemu_instance(uuid).await) });
+        for (uuid, instance) in futures_util::future::join_all(asked).await {
+            if let Some(instance) = instance {
+                found.insert(format!("qemu/{uuid}"), instance);
             }
         }
         self.set(found);

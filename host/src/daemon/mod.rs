@@ -1,8 +1,8 @@
 //! The daemon: the order in which it starts, and the order in which it ends.
 //!
 //! **Starting.** Configuration, logs, store, hypervisor, socket; then, as soon as libvirt answers: guests that a job of
-//! ours holds are set free (`safety`), interrupted jobs are taken over, requests are let in. The socket is there
-//! before libvirt is, because "vmkeepd waits for libvirt" must be visible somewhere; what would change anything is
+//! ours holds are set free (`safety`), interrupted jobs are taken over, requests are let in. A guest that does not
+//! answer is tried on in the background, and only its own domain stays closed to jobs. The socket is there before libvirt is, because "vmkeepd waits for libvirt" must be visible somewhere; what would change anything is
 //! refused until all of that is done ([`crate::api`]).
 //!
 //! **A store that cannot be written** must not leave a guest frozen or paused: it is opened for reading only, the
@@ -47,6 +47,8 @@ use crate::site::{Host, OpenRoots};
 
 /// How long libvirt is waited for when the only thing left to do is to set guests free.
 const LAST_WAIT: Duration = Duration::from_secs(60);
+/// How long the guests are waited for then.
+const LAST_TRIES: Duration = Duration::from_secs(60);
 
 /// Runs the daemon until a signal ends it.
 ///
@@ -195,7 +197,10 @@ async fn set_free_and_give_up(config: &Config, libvirt: &Libvirt, world: &World,
         tracing::error!(%error, "libvirt does not answer; guests that are held stay so until vmkeepd starts again");
         return fault;
     }
-    safety::pass(world, &store.id().to_string(), &|_| false).await;
+    let pass = safety::pass(world, &store.id().to_string(), LAST_TRIES, &|_| true).await;
+    for (domain, _) in pass.waiting {
+        tracing::error!(domain = %domain.name, "not seen to: it does not answer; start vmkeepd again once it does");
+    }
     fault
 }
 

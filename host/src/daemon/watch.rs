@@ -7,11 +7,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch as channel;
 use vmkeep_libvirt::Event;
 use vmkeep_libvirt::event::Lifecycle;
+use vmkeep_steps::hypervisor::{DomainRef, Hypervisor};
 use vmkeep_steps::snapshot::World;
-use vmkeep_workflow::{Engine, JobId};
+use vmkeep_workflow::{Engine, Fault, JobId};
 
 use super::safety::{self, Freed};
 use crate::api::types::DaemonPhase;
+use crate::codes;
 use crate::environment::Facts;
 use crate::hypervisor::Libvirt;
 
@@ -59,8 +61,9 @@ pub(super) async fn watch(watched: Watched) {
 impl Watched {
     async fn bring_up(&self) {
         self.phase.send_replace(DaemonPhase::Recovering);
+        self.learn_versions();
         self.facts.refresh(&self.libvirt, &self.engine).await;
-        let freed = safety::pass(&self.world, &self.store, &|_| false).await;
+        let freed = self.set_free().await;
         match self.engine.recover().await {
             Ok(recovery) => {
                 tracing::info!(
@@ -76,7 +79,9 @@ impl Watched {
             }
         }
         self.facts.refresh(&self.libvirt, &self.engine).await;
-        self.record(freed).await;
+        for one in freed {
+            record(&self.engine, one).await;
+        }
         self.phase.send_if_modified(|phase| {
             let ready = *phase == DaemonPhase::Recovering;
             if ready {
@@ -88,25 +93,71 @@ impl Watched {
         tracing::info!("vmkeepd is ready");
     }
 
-    /// A job that this process drives knows what it holds and goes on by itself; to resume its guest in the middle of
-    /// a pivot would be to saw at its branch. Everything else is set free as at the start.
     async fn reconnected(&self, generation: u64) {
         tracing::info!(generation, "libvirt is back");
+        self.learn_versions();
         self.facts.refresh(&self.libvirt, &self.engine).await;
-        let parked: Vec<JobId> = self.engine.parked().into_iter().map(|(job, _)| job).collect();
-        let busy = |domain: &vmkeep_steps::hypervisor::DomainId| {
-            self.engine.holder(&domain.to_string()).is_some_and(|job| !parked.contains(&job))
-        };
-        let freed = safety::pass(&self.world, &self.store, &busy).await;
-        self.record(freed).await;
+        for one in self.set_free().await {
+            record(&self.engine, one).await;
+        }
     }
 
-    async fn record(&self, freed: Vec<Freed>) {
-        for one in freed {
-            let Some(job) = one.job.as_deref().and_then(|job| job.parse::<JobId>().ok()) else { continue };
-            if let Err(fault) = self.engine.intervened(job, one.act, one.outcome).await {
-                tracing::warn!(%job, %fault, "what was done for the guest could not be written into its job's journal");
+    /// Asked for beforehand, because the first question may take libvirt seconds, and a job's plan needs the answer.
+    fn learn_versions(&self) {
+        let (libvirt, engine, facts) = (self.libvirt.clone(), self.engine.clone(), self.facts.clone());
+        tokio::spawn(async move {
+            match libvirt.environment().await {
+                Ok(_) => facts.refresh(&libvirt, &engine).await,
+                Err(error) => tracing::debug!(%error, "the hypervisor's version is not known"),
             }
+        });
+    }
+
+    /// The guest-safety pass. A job that this process drives knows what it holds and goes on by itself; to resume its
+    /// guest in the middle of a pivot would be to saw at its branch. Every other domain is closed to jobs until it has
+    /// been seen to, which may be long after this has returned.
+    async fn set_free(&self) -> Vec<Freed> {
+        let claim = |domain: &DomainRef| {
+            // Closed already: somebody is at it.
+            let subject = domain.id.to_string();
+            self.engine.closed(&subject).is_none() && self.engine.close(&subject, not_free(domain))
+        };
+        let pass = safety::pass(&self.world, &self.store, safety::PATIENCE, &claim).await;
+        for (domain, _) in &pass.free {
+            self.engine.open(&domain.id.to_string());
         }
+        for (domain, act) in pass.waiting {
+            let engine = self.engine.clone();
+            tokio::spawn(async move {
+                let freed = act.await.ok().flatten();
+                engine.open(&domain.id.to_string());
+                tracing::info!(domain = %domain.name, "the domain answers again");
+                if let Some(freed) = freed {
+                    record(&engine, freed).await;
+                }
+            });
+        }
+        pass.free.into_iter().filter_map(|(_, freed)| freed).collect()
+    }
+}
+
+fn not_free(domain: &DomainRef) -> Fault {
+    Fault::transient(
+        codes::CANNOT_LOCK_MACHINE,
+        "reserve the domain",
+        &domain.name,
+        "an earlier job may have left its guest paused or frozen, and it does not answer, so that it could not be set \
+         free yet",
+    )
+    .remedy(
+        "vmkeepd goes on trying. See what keeps its QEMU: a process that is stopped (state T in `ps`) or waits for \
+         storage (state D)",
+    )
+}
+
+async fn record(engine: &Engine, one: Freed) {
+    let Some(job) = one.job.as_deref().and_then(|job| job.parse::<JobId>().ok()) else { return };
+    if let Err(fault) = engine.intervened(job, one.act, one.outcome).await {
+        tracing::warn!(%job, %fault, "what was done for the guest could not be written into its job's journal");
     }
 }

@@ -18,7 +18,10 @@ pub(super) fn broken(error: &XmlError) -> HvError {
 }
 
 /// Reads a definition's text.
-pub(super) fn read(text: &str) -> HvResult<Definition> {
+///
+/// # Errors
+/// When it is not one.
+pub fn read(text: &str) -> HvResult<Definition> {
     let xml = DomainXml::parse(text).map_err(|e| broken(&e))?;
     of(&xml, text)
 }

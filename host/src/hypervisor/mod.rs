@@ -21,6 +21,7 @@ mod observe;
 mod restored;
 mod stragglers;
 mod trouble;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,13 +31,16 @@ use std::time::Instant;
 use async_trait::async_trait;
 use vmkeep_libvirt::flags::{
     CreateFlags, DestroyFlags, ImpactFlags, JobStatsFlags, ListFlags, SaveImageXmlFlags, UndefineFlags,
+    XmlFlags,
 };
+use vmkeep_libvirt::xml::DomainXml;
 use vmkeep_libvirt::{Client, ClientOptions, Status};
 use vmkeep_steps::hypervisor::{
     Commit, Control, Definition, DiskChange, DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult,
     Hypervisor, MARKER_NAMESPACE, Marker, NewIdentity, Observation, Qemu, RunState, Take, Trouble,
 };
 
+pub use definition::read as read_definition;
 pub use observe::Overview;
 
 /// libvirt on this host. Cheap to clone; clones share the connection.
@@ -44,6 +48,8 @@ pub use observe::Overview;
 pub struct Libvirt {
     client: Client,
     began: Arc<Began>,
+    turns: calls::Turns,
+    versions: versions::Versions,
 }
 
 /// When this process began to make calls: what its predecessor left behind is older.
@@ -62,7 +68,12 @@ impl Libvirt {
     pub fn start(uri: &str) -> HvResult<Self> {
         let client = Client::start(uri, ClientOptions::default()).map_err(|e| trouble::of(&e))?;
         let tick = vmkeep_libvirt::ProcessId::of(std::process::id()).ok().map(|process| process.start);
-        Ok(Self { client, began: Arc::new(Began { at: Instant::now(), tick }) })
+        Ok(Self {
+            client,
+            began: Arc::new(Began { at: Instant::now(), tick }),
+            turns: calls::Turns::default(),
+            versions: versions::Versions::default(),
+        })
     }
 
     /// The connection.
@@ -105,21 +116,9 @@ impl Libvirt {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn environment(&self) -> HvResult<BTreeMap<String, String>> {
-        let mut facts = BTreeMap::new();
-        if let Ok(boot) = vmkeep_libvirt::instance::boot_id() {
-            facts.insert("boot".to_owned(), boot);
-        }
-        let Status::Connected { instance, .. } = self.client.status() else {
-            self.reachable()?;
-            return Ok(facts);
-        };
-        if let Some(daemon) = instance {
-            facts.insert("libvirtd".to_owned(), calls::instance_name(&daemon.process));
-        }
-        let versions = self.look("versions", |c| Ok((c.lib_version()?, c.hypervisor_version()?))).await?;
-        facts.insert("libvirt".to_owned(), versions.0.to_string());
-        facts.insert("qemu".to_owned(), versions.1.to_string());
-        Ok(facts)
+        self.reachable()?;
+        self.ask_versions().await?;
+        Ok(self.instances())
     }
 
     async fn domains(&self) -> HvResult<Vec<DomainRef>> {
@@ -142,6 +141,13 @@ impl Hypervisor for Libvirt {
 
     async fn observe(&self, domain: &DomainId) -> HvResult<Observation> {
         self.observe_all(domain).await
+    }
+
+    async fn marker(&self, domain: &DomainId) -> HvResult<Option<Marker>> {
+        // Of a running domain libvirt gives the live definition. It asks QEMU for nothing.
+        let text = self.glance(domain, "marker", |d| d.xml(XmlFlags::NONE)).await?;
+        let xml = DomainXml::parse(&text).map_err(|e| definition::broken(&e))?;
+        Ok(marker::read(&xml))
     }
 
     async fn state(&self, domain: &DomainId) -> HvResult<RunState> {
@@ -234,11 +240,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn freeze_state(&self, domain: &DomainId) -> HvResult<FreezeState> {
-        let answer = self
-            .look_at(domain, "ask the agent", |d| {
-                d.agent_command(r#"{"execute":"guest-fsfreeze-status"}"#, Some(calls::AGENT_SECS))
-            })
-            .await?;
+        let answer = self.ask_agent(domain, r#"{"execute":"guest-fsfreeze-status"}"#).await?;
         observe::freeze_state(&answer)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -42,6 +43,9 @@ pub fn limits(config: &Config) -> Limits {
 }
 
 /// This host.
+/// How long a look at the host waits for libvirt to say its version.
+const VERSIONS: Duration = Duration::from_secs(2);
+
 #[derive(Clone, Debug)]
 pub struct Host {
     config: Config,
@@ -95,7 +99,11 @@ impl Host {
 impl Site for Host {
     async fn libvirt(&self) -> LibvirtStatus {
         let found = match self.libvirt.reachable() {
-            Ok(()) => self.libvirt.environment().await,
+            // What takes libvirt longer is asked for in the background anyway.
+            Ok(()) => match tokio::time::timeout(VERSIONS, self.libvirt.environment()).await {
+                Ok(found) => found,
+                Err(_) => Ok(self.libvirt.instances()),
+            },
             Err(error) => Err(error),
         };
         let (versions, fault) = match found {

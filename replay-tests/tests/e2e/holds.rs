@@ -136,17 +136,17 @@ fn a_freeze_of_ours_always_ends_and_that_of_somebody_else_is_never_touched() {
 }
 
 /// A job that no journal knows: setting a guest free must not need one.
-const JOB: &str = "019e0000-0000-7000-8000-0123456789ab";
+pub(crate) const JOB: &str = "019e0000-0000-7000-8000-0123456789ab";
 
-fn boot(host: &Host, name: &str) -> Guest {
+pub(crate) fn boot(host: &Host, name: &str) -> Guest {
     let guest = Guest::boot(&host.hypervisor, &GuestSpec::new(name).disk(DiskSpec::new(32 * MIB))).unwrap();
     guest.wait_tick(3).unwrap();
     guest
 }
 
 /// What a job does right before it suspends a guest, and the suspension.
-fn hold(guest: &Guest, store: &str) {
-    let marker = format!("<job store='{store}' job='{JOB}' hold='suspended'/>");
+pub(crate) fn hold(guest: &Guest, store: &str, job: &str) {
+    let marker = format!("<job store='{store}' job='{job}' hold='suspended'/>");
     guest
         .virsh("metadata", &["--uri", "urn:vmkeep:job:1", "--key", "vmkeep", "--live", "--set", &marker])
         .unwrap();
@@ -157,7 +157,7 @@ fn state_of(guest: &Guest) -> String {
     guest.state().unwrap().state
 }
 
-fn store_of(host: &Host) -> String {
+pub(crate) fn store_of(host: &Host) -> String {
     host.json(&["status"])["daemon"]["store"].as_str().unwrap().to_owned()
 }
 
@@ -175,8 +175,8 @@ fn a_guest_that_a_job_of_ours_holds_is_set_free_at_the_start_and_nobody_elses_is
     let daemon = host.daemon();
     let store = store_of(&host);
     daemon.kill();
-    hold(&ours, &store);
-    hold(&theirs, "00000000-0000-4000-8000-00000000beef");
+    hold(&ours, &store, JOB);
+    hold(&theirs, "00000000-0000-4000-8000-00000000beef", JOB);
     operators.virsh("suspend", &[]).unwrap();
 
     let _daemon = host.daemon();
@@ -195,7 +195,7 @@ fn a_store_that_cannot_be_written_does_not_keep_a_guest_paused() {
     let daemon = host.daemon();
     let store = store_of(&host);
     assert_eq!(daemon.end(), Some(0));
-    hold(&guest, &store);
+    hold(&guest, &store, JOB);
     let folder = host.hypervisor.dir().join("state/vmkeep/store");
     set_mode(&folder, 0o400, 0o500);
 
@@ -216,7 +216,7 @@ fn libvirt_is_waited_for_and_guests_are_set_free_each_time_it_comes_back() {
     let daemon = host.daemon();
     let store = store_of(&host);
     daemon.kill();
-    hold(&guest, &store);
+    hold(&guest, &store, JOB);
     host.hypervisor.kill_libvirtd().unwrap();
 
     let _daemon = host.daemon_that_dies(None);
@@ -233,7 +233,7 @@ fn libvirt_is_waited_for_and_guests_are_set_free_each_time_it_comes_back() {
     assert_eq!(state_of(&guest), "running", "{}", host.log());
 
     // Again, while vmkeepd runs: libvirtd is away while a guest is held that no job of this process works on.
-    hold(&guest, &store);
+    hold(&guest, &store, JOB);
     host.hypervisor.restart_libvirtd().unwrap();
     until("the guest to be set free", || (state_of(&guest) == "running").then_some(()));
     host.ok(&["snapshot", "held", "--disk-only"]);

@@ -21,3 +21,4 @@ mod room;
 mod store;
 mod targets;
 mod unknown;
+mod unresponsive;

@@ -120,6 +120,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// read one after the other; [`Observation::qemu`] is read last. `TimedOut` when QEMU does not answer.
     async fn observe(&self, domain: &DomainId) -> HvResult<Observation>;
 
+    /// Our own note: the live definition's if it runs, else the persistent one's. Answers at once, also while QEMU is
+    /// stuck, where the hypervisor can; this way it asks for everything.
+    async fn marker(&self, domain: &DomainId) -> HvResult<Option<Marker>> {
+        Ok(self.observe(domain).await?.marker)
+    }
+
     /// Whether it runs. Answers at once, also while QEMU is stuck; cheap enough to be asked many times a second.
     async fn state(&self, domain: &DomainId) -> HvResult<RunState>;
 

@@ -10,7 +10,7 @@
 //! definition and the snapshot, and it must be left alone: a snapshot that is still under way would move QEMU there.
 
 use crate::hypervisor::{
-    Definition, DiskChange, DiskSource, DomainId, Hold, HvError, Layer, Observation, Qemu, RunState,
+    Definition, DiskChange, DiskSource, DomainId, Hold, HvError, Layer, Marker, Observation, Qemu, RunState,
 };
 
 use super::World;
@@ -37,8 +37,13 @@ pub enum Release {
 /// # Errors
 /// When the hypervisor did not do it, or did not answer. To be repeated.
 pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Release, HvError> {
+    // The note alone first: a QEMU that does not answer is no trouble as long as we hold nothing there.
+    let ours = |marker: &Marker| marker.store == store && marker.hold.is_some();
+    if !world.hypervisor.marker(domain).await?.as_ref().is_some_and(ours) {
+        return Ok(Release::NotHeld);
+    }
     let seen = world.hypervisor.observe(domain).await?;
-    let Some(marker) = seen.marker.clone().filter(|marker| marker.store == store) else {
+    let Some(marker) = seen.marker.clone().filter(ours) else {
         return Ok(Release::NotHeld);
     };
     match marker.hold {
@@ -46,7 +51,7 @@ pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Re
         Some(_) if !seen.state.is_active() => Ok(Release::NotHeld),
         Some(Hold::Frozen) => {
             world.hypervisor.thaw(domain).await?;
-            let free = crate::hypervisor::Marker { hold: None, ..marker };
+            let free = Marker { hold: None, ..marker };
             world.hypervisor.set_hold(domain, &free).await?;
             Ok(Release::Thawed)
         }
@@ -62,7 +67,7 @@ pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Re
                 }
                 _ => Vec::new(),
             };
-            let free = crate::hypervisor::Marker { hold: None, ..marker };
+            let free = Marker { hold: None, ..marker };
             world.hypervisor.set_hold(domain, &free).await?;
             Ok(Release::Resumed { redefined })
         }

@@ -11,7 +11,7 @@ use super::State;
 use crate::api::answer::{Answer, Json, Query};
 use crate::api::prefix::Shorts;
 use crate::api::types::{
-    BackupDetail, Backups, DaemonStatus, DomainRow, Finding, JobRow, LastBackup, Status,
+    BackupDetail, Backups, DaemonStatus, DomainRow, ErrorBody, Finding, JobRow, LastBackup, Status,
 };
 
 pub(super) async fn status(Extract(app): State) -> Answer<Status> {
@@ -78,7 +78,7 @@ async fn with_backups_and_jobs(
     app: &super::App,
 ) -> Result<(Vec<DomainRow>, Vec<String>), vmkeep_workflow::Fault> {
     let mut domains = app.site.domains().await?;
-    let (backups, warnings) = match app.site.backups().await {
+    let (backups, mut warnings) = match app.site.backups().await {
         Ok(found) => found,
         Err(fault) => (Vec::new(), vec![fault.to_string()]),
     };
@@ -93,6 +93,10 @@ async fn with_backups_and_jobs(
     for domain in &mut domains {
         domain.last_backup = last.remove(&domain.uuid);
         domain.job = app.engine.holder(&domain.uuid).map(|job| shorts.short(&job));
+        if let Some(why) = app.engine.closed(&domain.uuid) {
+            warnings.push(format!("{}: {}. {}", domain.name, why.cause, why.remedy));
+            domain.obstacle = Some(ErrorBody::from(&why));
+        }
     }
     Ok((domains, warnings))
 }
