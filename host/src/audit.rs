@@ -11,7 +11,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use vmkeep_store::Store;
-use vmkeep_store::export::{Item, Reader};
+use vmkeep_store::export::{Item, ReadError, Reader};
 use vmkeep_store::verify::verify;
 use vmkeep_workflow::ids::StreamId;
 use vmkeep_workflow::journal::Record;
@@ -29,7 +29,7 @@ const SHOWN: usize = 5;
 /// # Errors
 /// What is wrong, if anything is.
 pub async fn verify_store(store: &dyn Store) -> Result<Audited, Fault> {
-    let report = verify(store).await.map_err(|e| damaged("verify the journal", "", &e))?;
+    let report = verify(store).await.map_err(|e| e.fault("verify the journal", ""))?;
     if report.is_whole() {
         return Ok(Audited { streams: report.streams, records: report.records, head: Some(report.link) });
     }
@@ -46,7 +46,7 @@ pub async fn verify_store(store: &dyn Store) -> Result<Audited, Fault> {
 pub fn verify_file(path: &Path) -> Result<Audited, Fault> {
     let mut reader = open(path, "verify the export")?;
     let mut streams = std::collections::HashSet::new();
-    while let Some(item) = reader.next_item().map_err(|e| damaged("verify the export", &shown(path), &e))? {
+    while let Some(item) = reader.next_item().map_err(|e| unread("verify the export", path, &e))? {
         if let Item::Record(record, _) = item {
             streams.insert(record.stream);
         }
@@ -80,7 +80,7 @@ pub fn replay(stream: &StreamId, records: &[Record]) -> Result<Replayed, Fault> 
 pub fn replay_file(path: &Path) -> Result<Vec<Replayed>, Fault> {
     let mut reader = open(path, "replay the export")?;
     let mut jobs: BTreeMap<StreamId, Vec<Record>> = BTreeMap::new();
-    while let Some(item) = reader.next_item().map_err(|e| damaged("replay the export", &shown(path), &e))? {
+    while let Some(item) = reader.next_item().map_err(|e| unread("replay the export", path, &e))? {
         if let Item::Record(record, _) = item
             && record.stream.as_job().is_some()
         {
@@ -91,11 +91,17 @@ pub fn replay_file(path: &Path) -> Result<Vec<Replayed>, Fault> {
 }
 
 fn open(path: &Path, doing: &str) -> Result<Reader<BufReader<File>>, Fault> {
-    let file = File::open(path).map_err(|e| {
-        Fault::permanent(codes::USAGE, doing, shown(path), e)
-            .remedy("Name a job, or a file that `vmkeep audit export` wrote")
-    })?;
-    Reader::new(BufReader::new(file)).map_err(|e| damaged(doing, &shown(path), &e))
+    let file = File::open(path).map_err(|e| unread(doing, path, &ReadError::Read(e)))?;
+    Reader::new(BufReader::new(file)).map_err(|e| unread(doing, path, &e))
+}
+
+/// A file that cannot be read has not been changed by anybody.
+fn unread(doing: &str, path: &Path, error: &ReadError) -> Fault {
+    if matches!(error, ReadError::Read(_)) {
+        return Fault::permanent(codes::USAGE, doing, shown(path), error)
+            .remedy("Name a job, or a file that `vmkeep audit export` wrote");
+    }
+    damaged(doing, &shown(path), error)
 }
 
 fn shown(path: &Path) -> String {

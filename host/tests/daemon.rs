@@ -171,6 +171,23 @@ async fn a_damaged_store_is_refused_and_left_as_it_is() {
     assert_eq!(std::fs::read(&database).unwrap(), bytes, "it was not touched");
 }
 
+#[tokio::test]
+async fn a_store_that_cannot_be_reached_is_not_called_damaged() {
+    let place = Place::new();
+    place.start(TOY).await.end().await;
+    let store = place.dir.path().join("state/store");
+    let database = largest(&store);
+    let aside = place.dir.path().join("aside");
+    std::fs::rename(&database, &aside).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    let (code, text) = refused(place.command(TOY)).await;
+    assert_eq!(Code(code), codes::STORE_UNAVAILABLE, "{text}");
+    assert!(text.contains("STORE_UNAVAILABLE") && !text.contains("damaged:"), "{text}");
+    std::fs::remove_dir(&database).unwrap();
+    std::fs::rename(&aside, &database).unwrap();
+    place.start(TOY).await.end().await;
+}
+
 /// The store's database: the file that begins as SQLite's do.
 fn largest(folder: &Path) -> PathBuf {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

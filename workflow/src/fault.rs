@@ -46,10 +46,16 @@ impl Code {
     pub const STORE_DAMAGED: Self = Self(77);
     /// The store lives on its reserve; no new job starts.
     pub const STORE_RESERVE_SPENT: Self = Self(78);
+    /// Another process has the store.
+    pub const STORE_IN_USE: Self = Self(79);
+    /// A newer release wrote the store.
+    pub const STORE_TOO_NEW: Self = Self(80);
     /// The verb does not fit the job's state.
     pub const INVALID_STATE: Self = Self(81);
     /// The idempotency key was used for another request.
     pub const DUPLICATE_KEY: Self = Self(82);
+    /// The store cannot be read or written.
+    pub const STORE_UNAVAILABLE: Self = Self(124);
 }
 
 /// What the engine may do about a failure.

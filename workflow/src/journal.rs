@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::broadcast;
 
+use crate::fault::{Code, Fault};
 use crate::ids::{JobId, Seq, StreamId};
 use crate::summary::{JobStatus, JobSummary};
 
@@ -127,6 +128,38 @@ pub enum StoreError {
     /// Reading or writing failed.
     #[error("the store cannot be read: {0}")]
     Io(String),
+}
+
+impl AppendError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Full(_) => Code::STORE_RESERVE_SPENT,
+            Self::Conflict { .. } => Code::STORE_IN_USE,
+            Self::KeyTaken(_) => Code::DUPLICATE_KEY,
+            Self::Rejected(_) | Self::Unknown(_) | Self::Fatal(_) => Code::STORE_UNAVAILABLE,
+        }
+    }
+}
+
+impl StoreError {
+    /// The stable code: a store that was changed is not the same as one that cannot be reached.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::InUse { .. } => Code::STORE_IN_USE,
+            Self::TooNew { .. } => Code::STORE_TOO_NEW,
+            Self::Damaged(_) => Code::STORE_DAMAGED,
+            Self::Io(_) => Code::STORE_UNAVAILABLE,
+        }
+    }
+
+    /// The failure of reading the store, without a remedy: the code's own holds.
+    #[must_use]
+    pub fn fault(&self, doing: &str, object: impl Into<String>) -> Fault {
+        Fault::permanent(self.code(), doing, object, self)
+    }
 }
 
 /// Which jobs to list. Every absent field means "any".

@@ -149,10 +149,10 @@ impl Progress {
     /// # Errors
     /// When the store did not take it.
     pub async fn save<T: Serialize + Sync>(&self, token: &T) -> Result<(), Fault> {
-        let fault = |cause: String| {
-            Fault::transient(Code::STORE_DAMAGED, "store how far the step is", self.0.row.clone(), cause)
+        let fault = |code: Code, cause: String| {
+            Fault::transient(code, "store how far the step is", self.0.row.clone(), cause)
         };
-        let token = serde_json::to_value(token).map_err(|e| fault(e.to_string()))?;
+        let token = serde_json::to_value(token).map_err(|e| fault(Code::UNDEFINED, e.to_string()))?;
         let row = {
             let mut live = self.live();
             live.row.token = Some(token);
@@ -161,8 +161,8 @@ impl Progress {
             live.row.clone()
         };
         let Some(store) = &self.0.store else { return Ok(()) };
-        let value = serde_json::to_value(&row).map_err(|e| fault(e.to_string()))?;
-        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| fault(e.to_string()))
+        let value = serde_json::to_value(&row).map_err(|e| fault(Code::UNDEFINED, e.to_string()))?;
+        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| fault(e.code(), e.to_string()))
     }
 
     /// The resume token that was stored last, by this attempt or an earlier one.

@@ -162,21 +162,17 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Fault> {
 
 /// A store that does not open, with its code.
 fn store_fault(path: &Path, error: &StoreError) -> Fault {
-    let (code, remedy) = match error {
-        StoreError::InUse { .. } => (
-            codes::STORE_IN_USE,
-            "Stop the other vmkeepd, or give this one a state folder of its own: --state-dir",
-        ),
-        StoreError::TooNew { .. } => (codes::STORE_TOO_NEW, "Use the newer release; nothing was touched"),
-        StoreError::Damaged(_) => {
-            (codes::STORE_DAMAGED, "Keep the folder as it is, restore a copy of it, and report this")
+    let fault = error.fault("open the store", path.display().to_string());
+    match error {
+        StoreError::InUse { .. } => {
+            fault.remedy("Stop the other vmkeepd, or give this one a state folder of its own: --state-dir")
         }
-        _ => (
-            codes::STORE_DAMAGED,
-            "See whether the state folder's file system is mounted, healthy and writable",
-        ),
-    };
-    Fault::permanent(code, "open the store", path.display().to_string(), error).remedy(remedy)
+        StoreError::TooNew { .. } => fault.remedy("Use the newer release; nothing was touched"),
+        StoreError::Damaged(_) => {
+            fault.remedy("Keep the folder as it is, restore a copy of it, and report this")
+        }
+        _ => fault,
+    }
 }
 
 /// What is left to do when there is no store to write to.

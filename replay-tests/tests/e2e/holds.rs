@@ -202,7 +202,8 @@ fn a_store_that_cannot_be_written_does_not_keep_a_guest_paused() {
     let mut daemon = host.daemon_that_dies(None);
 
     let status = until("vmkeepd to give up", || daemon.ended());
-    assert_eq!(status.code(), Some(77), "{}", host.log());
+    assert_eq!(status.code(), Some(124), "{}", host.log());
+    assert!(host.log().contains("STORE_UNAVAILABLE"), "{}", host.log());
     assert_eq!(state_of(&guest), "running", "{}", host.log());
     guest.wait_more(3).unwrap();
     set_mode(&folder, 0o600, 0o700);

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use crate::support::bed::*;
-use crate::support::{files_below, until};
+use crate::support::mount::Mount;
+use crate::support::{Host, files_below, run, until};
 
 #[test]
 fn a_store_that_is_damaged_newer_or_in_use_is_refused_untouched() {
@@ -88,4 +89,36 @@ fn a_store_that_is_damaged_newer_or_in_use_is_refused_untouched() {
     host.ok(&["audit", "verify"]);
     assert_eq!(host.jobs().len(), 1);
     bed.assert_back_home();
+}
+
+#[test]
+fn a_store_on_a_full_or_read_only_file_system_is_not_called_damaged() {
+    let host = Host::new();
+    let Some(mount) = Mount::new(&host, "small", 40) else { return };
+    let state = folder(&host, &mount.0.join("state"));
+    let start = || {
+        let mut daemon = host.hypervisor.command(host.hypervisor.dir().join("bin/vmkeepd"));
+        daemon.arg("--state-dir").arg(&state).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let refuses = || {
+        let output = start().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(124), "{said}");
+        assert!(said.contains("STORE_UNAVAILABLE"), "{said}");
+    };
+    mount.fill(0);
+    refuses();
+    mount.clear();
+    let mut daemon = start();
+    until("vmkeepd to be ready", || host.ready().then_some(()));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let at = mount.0.to_str().unwrap().to_owned();
+    run("mount", &["-o", "remount,ro", &at]);
+    refuses();
+    run("mount", &["-o", "remount,rw", &at]);
+    let mut daemon = start();
+    until("vmkeepd to be ready", || host.ready().then_some(()));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }

@@ -128,6 +128,9 @@ mod tests {
             Code::STORE_RESERVE_SPENT,
             Code::INVALID_STATE,
             Code::DUPLICATE_KEY,
+            Code::STORE_IN_USE,
+            Code::STORE_TOO_NEW,
+            Code::STORE_UNAVAILABLE,
         ] {
             assert!(entry(code).is_some(), "{code} is not in the registry");
         }

@@ -150,7 +150,7 @@ impl Driver {
         match lost {
             Lost::Fatal(why) => Ended::Fatal(why),
             Lost::Owned(why) => Ended::Parked(
-                Fault::permanent(Code::STORE_DAMAGED, "carry on the job", self.job.to_string(), why)
+                Fault::permanent(Code::STORE_IN_USE, "carry on the job", self.job.to_string(), why)
                     .class(Class::Fatal)
                     .remedy("Make sure that only one vmkeepd uses this store, then start it again"),
             ),

@@ -170,7 +170,7 @@ pub(crate) async fn history(store: &dyn EventStore, job: JobId) -> Result<Vec<(S
     let records = store
         .read(&stream, Seq(1), 0)
         .await
-        .map_err(|e| Fault::permanent(Code::STORE_DAMAGED, "read a job's history", stream.to_string(), e))?;
+        .map_err(|e| e.fault("read a job's history", stream.to_string()))?;
     if records.is_empty() {
         return Err(no_such_job(job));
     }

@@ -112,22 +112,17 @@ impl Shared {
         if let AppendError::Fatal(why) = error {
             (self.on_fatal)(why);
         }
-        let code = if matches!(error, AppendError::Full(_)) {
-            Code::STORE_RESERVE_SPENT
-        } else {
-            Code::STORE_DAMAGED
-        };
-        Fault::transient(code, "store the request", request.subject.label.clone(), error)
+        Fault::transient(error.code(), "store the request", request.subject.label.clone(), error)
             .remedy("Nothing was started. See to the state folder's file system, then ask again")
     }
-        if let Some(why) = schedule.closed.get(subject) {
-            return Err(why.clone());
-        }
 
     /// Refuses a request whose subject is closed, held or already asked for.
     pub(super) fn refuse_busy(&self, request: &JobRequest) -> Result<(), Fault> {
         let schedule = self.schedule();
         let subject = &request.subject.id;
+        if let Some(why) = schedule.closed.get(subject) {
+            return Err(why.clone());
+        }
         let queued = schedule.queue.iter().find(|queued| {
             queued.exclusive
                 && queued.start.log.state.request().is_some_and(|waiting| waiting.subject.id == *subject)
@@ -225,12 +220,12 @@ impl Shared {
         free && request.limits.iter().all(|name| {
             let most = self.limits.named.get(name).copied().unwrap_or(usize::MAX);
             schedule.drivers.values().filter(|running| running.limits.contains(name)).count() < most
-        self.not_begun(job)?;
         })
     }
 
     /// An act on a job that waits: it gets its driver at once, without a lock, which a job without a plan never needs.
     pub(super) async fn act_on_queued(self: &Arc<Self>, job: JobId, body: Body) -> Result<(), Fault> {
+        self.not_begun(job)?;
         if !matches!(body, Body::CancelRequested(_)) {
             return Err(Fault::permanent(
                 Code::INVALID_STATE,
@@ -265,6 +260,11 @@ impl Shared {
                 queued.start.log.append(vec![Body::JobRolledBack(crate::event::Cause::Cancel(by))]).await
             }
             lost => lost,
+        };
+        self.idle.notify_waiters();
+        ended.map_err(|lost| internal(job, &format!("{lost:?}")))
+    }
+
     /// Refuses to act on a job that waits with a plan. It has begun, and only its driver may act on what it did.
     fn not_begun(&self, job: JobId) -> Result<(), Fault> {
         let schedule = self.schedule();
@@ -276,11 +276,6 @@ impl Shared {
         let why = closed.map_or("it is being taken over", |why| why.cause.as_str());
         Err(Fault::transient(Code::INVALID_STATE, "act on the job", job.to_string(), why)
             .remedy("The job goes on by itself once that is over; then ask again"))
-    }
-
-        };
-        self.idle.notify_waiters();
-        ended.map_err(|lost| internal(job, &format!("{lost:?}")))
     }
 
     /// A job that this engine cannot read is given up by its summary alone: the event is the last of its stream, and
@@ -300,7 +295,7 @@ impl Shared {
         self.store
             .append(append)
             .await
-            .map_err(|e| Fault::transient(Code::STORE_DAMAGED, "give the job up", job.to_string(), e))?;
+            .map_err(|e| Fault::transient(e.code(), "give the job up", job.to_string(), e))?;
         {
             let mut schedule = self.schedule();
             schedule.parked.remove(&job);
@@ -342,8 +337,7 @@ impl Shared {
 }
 
 pub(super) fn unreadable(error: &StoreError) -> Fault {
-    Fault::permanent(Code::STORE_DAMAGED, "read the store", "", error)
-        .remedy("`vmkeep audit verify` names what is damaged")
+    error.fault("read the store", "")
 }
 
 pub(super) fn unfoldable(job: JobId, why: &str) -> Fault {
