@@ -54,6 +54,16 @@ pub fn results(view: &JobView) -> Vec<String> {
         .collect()
 }
 
+/// Why a pause that is asked for does not take effect yet, and when it does; nothing if it does at once.
+#[must_use]
+pub fn pause_waits(safe_after: &[String]) -> Option<String> {
+    let last = safe_after.last()?;
+    Some(format!(
+        "it takes effect after \"{last}\", because until then the guest's disks or the guest itself stand in between: \
+         on overlays, which grow with all that the guest writes, or frozen, or stopped"
+    ))
+}
+
 /// What there is to say about what a step left.
 fn told(kind: &StepKind, output: &Value) -> Vec<String> {
     if *kind == SettleDomain::KIND {

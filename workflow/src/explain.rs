@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Actor, Body, Cause, Event, Settle, Timer, Verdict};
 use crate::ids::{Phase, Seq, StepName};
+use crate::state::State;
 
 /// One line of the tale.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,10 +26,15 @@ pub struct Line {
 /// Tells a history.
 #[must_use]
 pub fn explain(history: &[(Seq, Event)]) -> Vec<Line> {
-    let mut teller = Teller::default();
+    let mut teller = Teller { state: Some(State::new()), ..Teller::default() };
     let mut lines = Vec::new();
     for (seq, event) in history {
-        if let Some(text) = teller.tell(event) {
+        let waited = teller.pause_waits_for();
+        teller.state = teller.state.take().and_then(|mut state| state.apply(event).is_ok().then_some(state));
+        if let Some(mut text) = teller.tell(event) {
+            if waited.is_some() && teller.paused() && teller.pause_waits_for().is_none() {
+                text.push_str("; now the pause takes effect");
+            }
             lines.push(Line { seq: *seq, at: event.at, text });
         }
     }
@@ -37,12 +43,24 @@ pub fn explain(history: &[(Seq, Event)]) -> Vec<Line> {
 
 #[derive(Default)]
 struct Teller {
+    /// Where the job stands; a history that this release cannot fold is told without.
+    state: Option<State>,
     titles: HashMap<StepName, String>,
     since: HashMap<(StepName, Phase), Timestamp>,
     planned: bool,
 }
 
 impl Teller {
+    fn paused(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.paused().is_some())
+    }
+
+    /// The last thing that keeps a pause from taking effect.
+    fn pause_waits_for(&self) -> Option<String> {
+        let state = self.state.as_ref().filter(|state| state.paused().is_some())?;
+        state.until_safe().last().map(|step| step.title.clone())
+    }
+
     fn title(&self, step: &StepName) -> String {
         self.titles.get(step).cloned().unwrap_or_else(|| step.to_string())
     }
@@ -121,7 +139,14 @@ impl Teller {
             Body::JobRecovered => "vmkeepd had ended in the middle; a new one took the job over".to_owned(),
             Body::CancelRequested(by) => format!("{} asked to cancel{}", by.who, why(by)),
             Body::PauseRequested { by, until } => {
-                format!("{} asked to pause until {until}{}", by.who, why(by))
+                let asked = format!("{} asked to pause until {until}{}", by.who, why(by));
+                match self.pause_waits_for() {
+                    Some(last) => format!(
+                        "{asked}; it takes effect after \"{last}\", because what the job has begun must not be left \
+                         standing until then"
+                    ),
+                    None => asked,
+                }
             }
             Body::ResumeRequested(by) => format!("{} ended the pause{}", by.who, why(by)),
             Body::SettleRequested { by, how } => {

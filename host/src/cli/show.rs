@@ -223,7 +223,10 @@ pub(super) fn job(detail: &JobDetail) -> String {
         rows.push(pair(if job.ended.is_some() { "took" } else { "so far" }, &span(took)));
     }
     if let Some(until) = detail.paused_until {
-        rows.push(pair("paused until", &local(until)));
+        rows.push(match crate::explain::pause_waits(&detail.safe_after) {
+            None => pair("paused until", &local(until)),
+            Some(why) => pair("to pause", &format!("until {}; {why}", local(until))),
+        });
     }
     if let Some(who) = &detail.cancelled_too_late {
         rows.push(pair(

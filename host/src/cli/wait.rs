@@ -142,7 +142,10 @@ impl Changes {
                 JobStatus::Queued => {
                     lines.push(format!("job {} is being planned, or waits for its turn", detail.job.short))
                 }
-                JobStatus::Paused => lines.push("the job is paused".to_owned()),
+                JobStatus::Paused => lines.push(match crate::explain::pause_waits(&detail.safe_after) {
+                    None => "the job is paused".to_owned(),
+                    Some(why) => safe(&format!("the job is to pause: {why}")),
+                }),
                 JobStatus::Unwinding => lines.push("the job takes back what it did".to_owned()),
                 _ => {}
             }

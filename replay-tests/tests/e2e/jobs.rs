@@ -149,3 +149,29 @@ fn a_job_that_is_cancelled_or_paused_at_any_step_brings_the_guest_home() {
     bed.assert_back_home();
     judge_backup(host, &backup_of(host, &job));
 }
+
+#[test]
+fn a_pause_in_the_middle_of_a_copy_waits_for_the_merge_and_says_so() {
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    let job = in_the_middle(host, &["snapshot", "web1", "--disk-only", "--bandwidth", "12M"]);
+    let when = "it takes effect after \"remove the overlays\", because";
+    assert!(host.ok(&["job", "pause", &job, "--dry-run"]).contains(when));
+    let answer = host.ok(&["job", "pause", &job]);
+    assert!(answer.contains("goes on for now") && answer.contains(when), "{answer}");
+    let shown = host.ok(&["job", "show", &job]);
+    assert!(shown.contains(when), "{shown}");
+    let told = host.ok(&["job", "explain", &job]);
+    assert!(told.contains(when), "{told}");
+
+    host.reached(&job, "step_succeeded", "tidy");
+
+    assert_eq!(host.job(&job)["status"], "paused");
+    let shown = host.ok(&["job", "show", &job]);
+    assert!(shown.contains("paused until") && !shown.contains("takes effect"), "{shown}");
+    assert!(host.ok(&["job", "explain", &job]).contains("now the pause takes effect"));
+    host.ok(&["job", "resume", &job]);
+    assert_eq!(host.settled(&job)["status"], "succeeded");
+    bed.assert_back_home();
+}

@@ -25,6 +25,9 @@ pub struct JobView {
     pub parked: Option<Fault>,
     /// Until when it is paused.
     pub paused_until: Option<Timestamp>,
+    /// The steps, by title, that must be done before the job is in a safe place: a pause takes effect after the last of
+    /// them. Empty if it is in one.
+    pub safe_after: Vec<String>,
     /// Somebody asked to cancel it after the point of no return: it goes on to its end.
     pub cancelled_too_late: Option<Actor>,
     /// Its parts in the order in which they come in the plan; empty for recipes that have none.
@@ -122,6 +125,7 @@ impl JobView {
             plan: state.plan().map(|plan| plan.plan.clone()),
             parked: None,
             paused_until: state.paused().map(|pause| pause.until),
+            safe_after: state.until_safe().into_iter().map(|step| step.title.clone()).collect(),
             cancelled_too_late: state.cancelled_too_late().cloned(),
             stages: stages(state, summary.ended),
             summary,

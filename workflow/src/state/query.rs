@@ -98,6 +98,20 @@ impl State {
         })
     }
 
+    /// What has to be done before the job is in a safe place again, in the plan's order. Nothing if it is in one.
+    #[must_use]
+    pub fn until_safe(&self) -> Vec<&StepSpec> {
+        let Some(plan) = &self.plan else { return Vec::new() };
+        let open = self.cells.iter().enumerate();
+        let open = open.filter(|&(place, cell)| plan.step(place).critical && track_started(&cell.forward));
+        let mut wanted: Vec<usize> =
+            open.flat_map(|(place, _)| plan.closers(place).iter().copied()).collect();
+        wanted.retain(|&closer| !self.cells[closer].forward.run.is_done());
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted.into_iter().map(|place| plan.step(place)).collect()
+    }
+
     /// Whether the job holds the guest: an opener was started and a closer that sets the guest free is still to come.
     /// In such a section the engine does not stop either.
     #[must_use]

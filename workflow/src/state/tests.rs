@@ -359,7 +359,10 @@ fn a_pause_begins_only_in_a_safe_place_and_ends_by_itself() {
     sim.done("freeze");
     let until = sim.at + SignedDuration::from_secs(60);
     sim.put(Body::PauseRequested { by: Actor::default(), until });
+    let wanted: Vec<_> = sim.state.until_safe().iter().map(|step| step.name.to_string()).collect();
+    assert_eq!(wanted, ["thaw"]);
     sim.done("thaw");
+    assert!(sim.state.until_safe().is_empty());
     let due = sim.settle();
     assert_eq!(sim.started(Phase::Forward), ["freeze", "thaw"], "thawed first, then paused");
     assert_eq!(due, [Command::Arm { timer: Timer::Pause, at: until }]);

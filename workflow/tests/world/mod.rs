@@ -175,8 +175,10 @@ impl Workflow for Toy {
             spec.stall = cx.request.options["stall_ms"].as_u64().map(Millis);
             spec
         };
+        let mut first = step("a").undoable();
+        first.critical = cx.request.options["critical"] == json!(true);
         let steps = vec![
-            step("a").undoable(),
+            first,
             step("b1").after("a").undoable(),
             step("b2").after("a").undoable(),
             step("commit").after("b1").after("b2").undoable(),

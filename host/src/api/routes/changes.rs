@@ -127,10 +127,14 @@ pub(super) async fn pause(
     if !act.dry_run {
         app.engine.pause(job, app.actor(act.reason), until).await?;
     }
-    let what = format!(
-        "it waits at the next safe place, {} at most; an overlay that is in use keeps growing meanwhile",
-        crate::text::span(span)
-    );
+    let what = match crate::explain::pause_waits(&app.detail(job).await?.safe_after) {
+        Some(why) => format!(
+            "it goes on for now and pauses later: {why}. A pause ends {} after it was asked for, whether it has taken \
+             effect by then or not",
+            crate::text::span(span)
+        ),
+        None => format!("it begins nothing new from now on, for {} at most", crate::text::span(span)),
+    };
     acted(&app, job, act.dry_run, "pause", &what).await
 }
 

@@ -171,6 +171,7 @@ fn detail_of(view: JobView, short: String) -> JobDetail {
         job: JobRow::new(&view.summary, short),
         point_of_no_return: view.plan.and_then(|plan| plan.point_of_no_return).map(|step| step.to_string()),
         paused_until: view.paused_until,
+        safe_after: view.safe_after,
         parked: view.parked.as_ref().map(Into::into),
         cancelled_too_late: view.cancelled_too_late.map(|actor| actor.who),
         results,

@@ -335,6 +335,10 @@ pub struct JobDetail {
     pub point_of_no_return: Option<String>,
     /// When a pause ends by itself.
     pub paused_until: Option<Timestamp>,
+    /// The steps, by title, that must be done before the job is in a safe place, where a pause takes effect; empty if it
+    /// is in one.
+    #[serde(default)]
+    pub safe_after: Vec<String>,
     /// Why this daemon set it aside, if it did.
     pub parked: Option<ErrorBody>,
     /// Who asked to cancel it after its point of no return; it goes on to its end.
