@@ -90,6 +90,9 @@ pub enum Command {
     Verify {
         /// Its id, the beginning of it, or its folder
         backup: String,
+        /// Waiting, dry run, reason.
+        #[command(flatten)]
+        waiting: Waiting,
     },
     /// The jobs, newest first
     Jobs(Jobs),

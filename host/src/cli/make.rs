@@ -66,10 +66,14 @@ pub(super) async fn restore(client: &Client, out: &Out, args: Restore) -> Ended 
     go_on(client, out, &args.waiting, accepted).await
 }
 
-pub(super) async fn verify(client: &Client, out: &Out, backup: &str) -> Ended {
-    let body = serde_json::json!({ "backup": folder_or_id(backup.to_owned())? });
-    let accepted = client.post("/v1/backups/verify", &body, None).await?;
-    go_on(client, out, &Waiting::default(), accepted).await
+pub(super) async fn verify(client: &Client, out: &Out, backup: &str, waiting: &Waiting) -> Ended {
+    let body = serde_json::json!({
+        "backup": folder_or_id(backup.to_owned())?,
+        "reason": waiting.reason,
+        "dry_run": waiting.dry_run,
+    });
+    let accepted = client.post("/v1/backups/verify", &body, waiting.key.as_deref()).await?;
+    go_on(client, out, waiting, accepted).await
 }
 
 pub(super) async fn show_backup(client: &Client, out: &Out, backup: &str) -> Result<(), Fault> {

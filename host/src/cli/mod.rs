@@ -132,7 +132,9 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
             out.show(&backups, show::backups)?;
         }
         Command::Show { backup } => make::show_backup(&client(global)?, out, &backup).await?,
-        Command::Verify { backup } => return make::verify(&client(global)?, out, &backup).await,
+        Command::Verify { backup, waiting } => {
+            return make::verify(&client(global)?, out, &backup, &waiting).await;
+        }
         Command::Snapshot(args) => return make::snapshot(&client(global)?, out, args).await,
         Command::Restore(args) => return make::restore(&client(global)?, out, args).await,
         Command::Jobs(args) => {

@@ -45,6 +45,8 @@ pub(super) struct Verify {
     backup: String,
     #[serde(default)]
     reason: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 pub(super) async fn verify(
@@ -54,7 +56,7 @@ pub(super) async fn verify(
 ) -> Answer<Accepted> {
     app.ready("verify the backup", &request.backup)?;
     let order = app.site.verify(&request.backup).await?;
-    let asked = Asked { reason: request.reason, dry_run: false, queue: true };
+    let asked = Asked { reason: request.reason, dry_run: request.dry_run, queue: true };
     place(&app, order, asked, key(&headers)?).await
 }
 
