@@ -8,6 +8,7 @@
 //! | what the command line offers | [`cli`], [`client`] |
 //! | how libvirt becomes what the steps need | [`hypervisor`], [`environment`] |
 //! | domains, backups and orders of this host | [`site`] |
+//! | whether a backup is what was published | [`verify`], [`genuine`] |
 //! | what would make backups fail | [`doctor`] |
 //! | the graphs of the workflows | [`diagram`] |
 //!
@@ -24,6 +25,7 @@ pub mod diagram;
 pub mod doctor;
 pub mod environment;
 pub mod explain;
+pub mod genuine;
 pub mod hypervisor;
 pub mod site;
 pub mod text;

@@ -2,7 +2,9 @@
 //!
 //! It is a job because it takes as long as the backup is large, is worth stopping and watching, and because "when was
 //! this backup last read, and was it whole?" is a question about history. It changes nothing, so it needs no lock and
-//! has nothing to undo; cut off, it simply begins again.
+//! has nothing to undo; cut off, it simply begins again. The manifest itself is looked at too ([`genuine`]): what the files
+//! are compared with must be what was published. Whatever is found on the way, all is looked at: the owner wants to know
+//! what is left, not what broke first.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use vmkeep_steps::image::copy::{Control, CopyError, Observer, Throttle};
 use vmkeep_steps::image::qemu_img::QemuImg;
 use vmkeep_steps::image::root::Roots;
-use vmkeep_steps::manifest::{self, Depth, Finding, Problem};
+use vmkeep_steps::manifest::{self, Depth, FileEntry, Finding, Problem, Role};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::plan::Retry;
 use vmkeep_workflow::{
@@ -20,6 +22,7 @@ use vmkeep_workflow::{
 };
 
 use crate::codes;
+use crate::genuine::{self, Journal};
 use crate::text::bytes;
 
 /// The workflow's name.
@@ -35,6 +38,9 @@ pub struct Options {
     pub backup: String,
     /// Its folder.
     pub folder: PathBuf,
+    /// The hash of its manifest by this host's journal, if that knows the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
     /// How thoroughly.
     pub depth: Depth,
     /// Bytes per second; 0 for no limit.
@@ -49,7 +55,7 @@ pub struct Verified {
     pub files: u64,
     /// Bytes that were read, holes included.
     pub bytes: u64,
-    /// What does not belong to the backup, which is harmless.
+    /// What is no fault but worth knowing: files that do not belong to the backup, what could not be compared.
     pub notes: Vec<String>,
 }
 
@@ -137,11 +143,22 @@ fn read(roots: &Roots, cx: StepContext, input: &Options) -> Result<Verified, Fau
                 other => fail(codes::MISSING_NECESSARY_FILES, &other),
             })?;
     let (serious, notes): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.problem.serious());
+    let journal = Journal(input.published.clone());
+    let mut objections: Vec<String> = journal.objects(&stored).into_iter().collect();
+    let broken = |file: &FileEntry| serious.iter().any(|finding| finding.file == file.name);
+    if !stored.manifest.files.iter().any(|file| file.role == Role::Definition && broken(file)) {
+        objections.extend(genuine::against_definitions(&folder, &stored));
+    }
+    if !objections.is_empty() {
+        let code = if serious.is_empty() { codes::MANIFEST_MISMATCH } else { code_of(&serious) };
+        objections.extend((!serious.is_empty()).then(|| describe(&serious)));
+        return Err(fail(code, &objections.join("; ")));
+    }
     if serious.is_empty() {
         return Ok(Verified {
             files: stored.manifest.files.len() as u64,
             bytes: stored.manifest.size(),
-            notes: notes.iter().map(ToString::to_string).collect(),
+            notes: notes.iter().map(ToString::to_string).chain(journal.note()).collect(),
         });
     }
     Err(fail(code_of(&serious), &describe(&serious)))

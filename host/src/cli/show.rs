@@ -167,6 +167,9 @@ pub(super) fn backup(detail: &BackupDetail) -> String {
         rows.push(pair("made by job", job));
     }
     let mut text = table(&rows);
+    for problem in &detail.problems {
+        text.push_str(&format!("WRONG: {}\n", safe(problem)));
+    }
     for note in &detail.notes {
         text.push_str(&format!("note: {}\n", safe(note)));
     }

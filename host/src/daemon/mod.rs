@@ -83,7 +83,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let phase = Arc::new(phase);
     let owner = rustix::process::geteuid().as_raw();
     let app = Arc::new(App {
-        site: Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone())),
+        site: Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone(), engine.clone())),
         config,
         engine: engine.clone(),
         store: store.clone(),

@@ -88,6 +88,7 @@ impl Scene {
         let verify = crate::verify::Options {
             backup: "ID".to_owned(),
             folder: self.folder.join("root"),
+            published: None,
             depth: vmkeep_steps::manifest::Depth::Full,
             bandwidth: 0,
         };

@@ -156,5 +156,10 @@ pub(super) fn detail(one: &Backup, all: &[BackupId]) -> Result<BackupDetail, Fau
     notes.extend(manifest.warnings.iter().cloned());
     let value = serde_json::to_value(manifest)
         .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, "show the manifest", "", e))?;
-    Ok(BackupDetail { backup: row(one, Shorts::of(all).short(&manifest.backup)), notes, manifest: value })
+    Ok(BackupDetail {
+        backup: row(one, Shorts::of(all).short(&manifest.backup)),
+        problems: Vec::new(),
+        notes,
+        manifest: value,
+    })
 }

@@ -20,6 +20,7 @@ use crate::api::types::{
 use crate::codes;
 use crate::config::Config;
 use crate::environment::Facts;
+use crate::genuine::{self, Journal};
 use crate::hypervisor::Libvirt;
 
 /// The step kinds and workflows of this release, at work on this world.
@@ -42,23 +43,24 @@ pub fn limits(config: &Config) -> Limits {
     Limits { running: config.limits.jobs, named }
 }
 
-/// This host.
 /// How long a look at the host waits for libvirt to say its version.
 const VERSIONS: Duration = Duration::from_secs(2);
 
+/// This host.
 #[derive(Clone, Debug)]
 pub struct Host {
     config: Config,
     libvirt: Libvirt,
     roots: OpenRoots,
     facts: Facts,
+    engine: Engine,
 }
 
 impl Host {
-    /// A host with that configuration, hypervisor and roots.
+    /// A host with that configuration, hypervisor, roots and engine.
     #[must_use]
-    pub fn new(config: Config, libvirt: Libvirt, roots: OpenRoots, facts: Facts) -> Self {
-        Self { config, libvirt, roots, facts }
+    pub fn new(config: Config, libvirt: Libvirt, roots: OpenRoots, facts: Facts, engine: Engine) -> Self {
+        Self { config, libvirt, roots, facts, engine }
     }
 
     /// Looks at backups where looking may block.
@@ -149,6 +151,7 @@ impl Site for Host {
         let options = crate::verify::Options {
             backup: manifest.backup.to_string(),
             folder: one.path.clone(),
+            published: Journal::of(&self.engine, manifest).await.0,
             depth: vmkeep_steps::manifest::Depth::Full,
             bandwidth: self.config.limits.bandwidth,
         };
@@ -170,13 +173,21 @@ impl Site for Host {
 
     async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {
         let wanted = backup.to_owned();
-        self.blocking(move |roots| {
-            let one = backups::find(&wanted, roots)?;
-            let (all, _) = backups::all(roots)?;
-            let ids: Vec<_> = all.iter().map(|one| one.stored.manifest.backup).collect();
-            backups::detail(&one, &ids)
-        })
-        .await
+        let (one, mut detail) = self
+            .blocking(move |roots| {
+                let one = backups::find(&wanted, roots)?;
+                let (all, _) = backups::all(roots)?;
+                let ids: Vec<_> = all.iter().map(|one| one.stored.manifest.backup).collect();
+                let mut detail = backups::detail(&one, &ids)?;
+                let folder = backups::open(&one.path, roots)?;
+                detail.problems = genuine::against_definitions(&folder, &one.stored);
+                Ok((one, detail))
+            })
+            .await?;
+        let journal = Journal::of(&self.engine, &one.stored.manifest).await;
+        detail.problems.extend(journal.objects(&one.stored));
+        detail.notes.extend(journal.note());
+        Ok(detail)
     }
 
     async fn doctor(&self) -> Vec<Finding> {

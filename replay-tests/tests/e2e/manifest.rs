@@ -14,7 +14,7 @@ use crate::support::run;
 fn a_backup_that_is_not_what_its_manifest_says_is_refused() {
     let bed = Bed::boot(&small("web1"));
     let host = &bed.host;
-    let _daemon = host.daemon();
+    let daemon = host.daemon();
     host.ok(&["snapshot", "web1", "--disk-only"]);
     bed.assert_back_home();
     let backup = host.backups().remove(0);
@@ -91,6 +91,46 @@ fn a_backup_that_is_not_what_its_manifest_says_is_refused() {
     }
     fs::write(&manifest, &text).unwrap();
     host.ok(&["verify", id]);
+    // Fields that no file's hash contradicts.
+    let uuid = parsed["domain"]["uuid"].as_str().unwrap();
+    let memory = format!("\"memory\": {}", parsed["domain"]["memory"]);
+    let fields = [
+        ("\"name\": \"web1\"", "\"name\": \"web9\"", "is called \"web9\""),
+        (uuid, "00000000-0000-4000-8000-000000000009", "names the UUID 00000000"),
+        (memory.as_str(), "\"memory\": 5", "the memory in bytes 5"),
+        ("\"tool\": \"vmkeep", "\"tool\": \"vmkeeq", "was changed after it was published"),
+    ];
+    let change = |(from, to, word): (&str, &str, &'static str)| {
+        assert!(text.contains(from), "{from}: {text}");
+        fs::write(&manifest, text.replacen(from, to, 1)).unwrap();
+        word
+    };
+    for field in fields {
+        let word = change(field);
+        refused(host, &["verify", id], 107, &["MANIFEST_MISMATCH", word]);
+        let shown = host.ok(&["show", id]);
+        assert!(shown.contains("WRONG") && shown.contains(word), "{shown}");
+    }
+    fs::write(&manifest, &text).unwrap();
+    let shown = host.ok(&["show", id]);
+    assert!(!shown.contains("WRONG") && !shown.contains("journal does not know"), "{shown}");
+    // On another host nobody remembers what was published, and that is said.
+    daemon.end();
+    let store = host.hypervisor.dir().join("state/vmkeep/store");
+    fs::rename(&store, store.with_extension("aside")).unwrap();
+    let daemon = host.daemon();
+    let word = change(fields[0]);
+    refused(host, &["verify", id], 107, &["MANIFEST_MISMATCH", word]);
+    change(fields[3]);
+    assert!(host.ok(&["verify", id]).contains("journal does not know"));
+    fs::write(&manifest, &text).unwrap();
+    daemon.end();
+    fs::remove_dir_all(&store).unwrap();
+    fs::rename(store.with_extension("aside"), &store).unwrap();
+    let _daemon = host.daemon();
+    host.ok(&["verify", id]);
+    let plan = host.ok(&["verify", id, "--dry-run"]);
+    assert!(plan.contains("read every file"), "{plan}");
     // A newer form is named as such, and left alone.
     let newer = text.replacen("\"min_reader\": 1", "\"min_reader\": 2", 1);
     assert_ne!(newer, text);

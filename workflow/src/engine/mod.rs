@@ -87,6 +87,12 @@ pub struct Recovery {
 #[derive(Clone)]
 pub struct Engine(Arc<Shared>);
 
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
 impl Engine {
     /// An engine that has not recovered yet and runs nothing.
     #[must_use]

@@ -484,6 +484,9 @@ pub struct BackupRow {
 pub struct BackupDetail {
     /// The row.
     pub backup: BackupRow,
+    /// What shows that its manifest is not the one that was published. `verify` fails with these.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// What somebody who restores it should know.
     pub notes: Vec<String>,
     /// The manifest as it is stored.
