@@ -1,6 +1,7 @@
 //! The domains of this host, as rows.
 
-use vmkeep_steps::hypervisor::{DiskDef, DiskDevice, DiskSource, HvError, PauseReason, RunState};
+use vmkeep_steps::hypervisor::{DiskDef, DiskSource, HvError, PauseReason, RunState};
+use vmkeep_steps::workflows::snapshot::cannot_take_part;
 use vmkeep_workflow::Fault;
 
 use crate::api::types::{DiskRow, DomainRow, ErrorBody};
@@ -63,7 +64,7 @@ fn obstacle(seen: &Overview) -> Option<Fault> {
             "There is no remedy in this release",
         );
     }
-    if definition.disks.iter().all(|disk| left_out(disk).is_some()) {
+    if definition.disks.iter().all(|disk| cannot_take_part(disk).is_some()) {
         return fault(
             codes::NO_DISK_TO_BACK_UP,
             "none of its disks can take part".to_owned(),
@@ -82,30 +83,6 @@ fn disk(disk: &DiskDef) -> DiskRow {
             DiskSource::Empty => "no medium".to_owned(),
         },
         format: disk.format.clone().unwrap_or_else(|| "raw".to_owned()),
-        left_out: left_out(disk),
+        left_out: cannot_take_part(disk),
     }
-}
-
-/// Why a backup leaves a disk out: the planner's rule, in the planner's order.
-fn left_out(disk: &DiskDef) -> Option<String> {
-    let why = match (&disk.device, &disk.source) {
-        (DiskDevice::Cdrom, _) => "it is a CD drive",
-        (DiskDevice::Floppy, _) => "it is a floppy drive",
-        (DiskDevice::Lun, _) => "it is a device passed through",
-        (DiskDevice::Disk, _) if disk.read_only => "it is read-only",
-        (DiskDevice::Disk, _) if disk.shareable => "other guests may write to it at the same time",
-        (DiskDevice::Disk, _) if disk.transient => "its changes are thrown away at shutdown",
-        (DiskDevice::Disk, _) if disk.encrypted => "it is encrypted by QEMU",
-        (DiskDevice::Disk, DiskSource::Block(_)) => "it is a block device of the host",
-        (DiskDevice::Disk, DiskSource::Network(_)) => "it is on the network",
-        (DiskDevice::Disk, DiskSource::Other(what)) => return Some(format!("it is {what}")),
-        (DiskDevice::Disk, DiskSource::Empty) => "it has no medium",
-        (DiskDevice::Disk, DiskSource::File(_)) => {
-            return match disk.format.as_deref().unwrap_or("raw") {
-                "raw" | "qcow2" => None,
-                other => Some(format!("its format is {other}")),
-            };
-        }
-    };
-    Some(why.to_owned())
 }

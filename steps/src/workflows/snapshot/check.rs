@@ -10,8 +10,9 @@ use vmkeep_workflow::{Code, Fault};
 use super::facts::LeftOutDisk;
 use super::options::{Settings, SnapshotOptions};
 use crate::codes;
+use super::rule::cannot_take_part;
 use crate::hypervisor::{
-    DiskDef, DiskDevice, DiskSource, DomainId, DomainRef, Layer, Mirror, Observation, Qemu, RunState, Trouble,
+    DiskDef, DiskSource, DomainId, DomainRef, Layer, Mirror, Observation, Qemu, RunState, Trouble,
 };
 use crate::snapshot::disk::overlay_job;
 use crate::snapshot::{World, fence, mark};
@@ -204,41 +205,6 @@ fn disks(
         return Err(refuse(codes::NO_DISK_TO_BACK_UP, domain, cause));
     }
     Ok((chosen, left_out))
-}
-
-/// The rule by which disks are left out.
-fn cannot_take_part(disk: &DiskDef) -> Option<String> {
-    match disk.device {
-        DiskDevice::Disk => {}
-        DiskDevice::Cdrom => return Some("it is a CD drive".to_owned()),
-        DiskDevice::Floppy => return Some("it is a floppy drive".to_owned()),
-        DiskDevice::Lun => return Some("it is a device passed through".to_owned()),
-    }
-    if disk.read_only {
-        return Some("it is read-only".to_owned());
-    }
-    if disk.shareable {
-        return Some("other guests may write to it at the same time".to_owned());
-    }
-    if disk.transient {
-        return Some("its changes are thrown away at shutdown".to_owned());
-    }
-    if disk.encrypted {
-        return Some("it is encrypted by QEMU".to_owned());
-    }
-    match &disk.source {
-        DiskSource::File(_) => {}
-        DiskSource::Block(device) => {
-            return Some(format!("it is the block device {}", device.display()));
-        }
-        DiskSource::Network(name) => return Some(format!("it is on the network ({name})")),
-        DiskSource::Other(what) => return Some(format!("it is {what}")),
-        DiskSource::Empty => return Some("it has no medium".to_owned()),
-    }
-    match disk.format.as_deref().unwrap_or("raw") {
-        "raw" | "qcow2" => None,
-        other => Some(format!("its format is {other}")),
-    }
 }
 
 /// All who have an opinion on the disk agree, and nobody works on it.

@@ -9,6 +9,7 @@ mod options;
 pub mod phases;
 mod plan;
 mod room;
+mod rule;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use vmkeep_workflow::{Class, Code, Fault, Outputs, Plan, PlanContext, Registry, 
 pub use facts::{Facts, LeftOutDisk};
 pub use options::{MemoryOptions, Settings, SnapshotOptions};
 pub use phases::{Phase, Waits};
+pub use rule::cannot_take_part;
 
 use crate::codes;
 use crate::hypervisor::DomainId;
