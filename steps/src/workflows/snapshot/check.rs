@@ -4,13 +4,14 @@
 //! is left out is left out by rule, and named: a backup never holds less than its owner believes.
 
 use std::path::Path;
+use std::time::Duration;
 
 use vmkeep_workflow::{Code, Fault};
 
 use super::facts::LeftOutDisk;
 use super::options::{Settings, SnapshotOptions};
-use crate::codes;
 use super::rule::cannot_take_part;
+use crate::codes;
 use crate::hypervisor::{
     DiskDef, DiskSource, DomainId, DomainRef, Layer, Mirror, Observation, Qemu, RunState, Trouble,
 };
@@ -32,14 +33,35 @@ pub(super) struct Choice {
     pub(super) warnings: Vec<String>,
 }
 
-pub(super) async fn observe(world: &World, domain: &DomainId) -> Result<Observation, Fault> {
-    world.hypervisor.observe(domain).await.map_err(|e| {
-        let remedy = (e.trouble == Trouble::NoSuchDomain).then_some("vmkeep domains lists them");
-        let fault = e.fault(codes::CANNOT_FIND_MACHINE, "find the domain", domain.to_string());
-        match remedy {
-            Some(remedy) => fault.remedy(remedy),
-            None => fault,
+/// How long planning waits for libvirt to be done with the domain before it refuses, and how often it looks. Whoever
+/// starts, stops or saves a domain is done within seconds, or goes on for minutes.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(100));
+
+/// Waits until libvirt is not busy with the domain, for a while. What is still going on then is for [`choose`] to refuse.
+pub(super) async fn wait_until_free(world: &World, domain: &DomainId) {
+    let free = async {
+        while !matches!(fence::busy(&*world.hypervisor, domain).await, Ok(None)) {
+            tokio::time::sleep(PATIENCE.1).await;
         }
+    };
+    // A timeout is an answer too.
+    let _ = tokio::time::timeout(PATIENCE.0, free).await;
+}
+
+pub(super) async fn observe(world: &World, domain: &DomainId) -> Result<Observation, Fault> {
+    world.hypervisor.observe(domain).await.map_err(|e| match e.trouble {
+        Trouble::TimedOut | Trouble::Busy => {
+            let fault = e.fault(codes::DOMAIN_BUSY_ELSEWHERE, "look at the domain", domain.to_string());
+            fault.remedy(format!(
+                "See what libvirt does with it (virsh domcontrol {domain}), and whether its QEMU is stopped or waits \
+                 for storage (ps: state T or D)"
+            ))
+        }
+        Trouble::NoSuchDomain => {
+            let fault = e.fault(codes::CANNOT_FIND_MACHINE, "find the domain", domain.to_string());
+            fault.remedy("vmkeep domains lists them")
+        }
+        _ => e.fault(codes::CANNOT_FIND_MACHINE, "find the domain", domain.to_string()),
     })
 }
 

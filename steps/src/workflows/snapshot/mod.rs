@@ -92,6 +92,7 @@ impl Workflow for Snapshot {
     async fn plan(&self, cx: &PlanContext) -> Result<Plan, Fault> {
         let options = options_of(&cx.request.options)?;
         let domain = domain_of(&cx.request.subject.id)?;
+        check::wait_until_free(&self.world, &domain).await;
         let seen = check::observe(&self.world, &domain).await?;
         let chosen = check::choose(&self.world, &self.settings, &options, &seen).await?;
         let built = plan::Builder {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmkeep_workflow::{Code, JobId, Plan};
 
-use super::check::{choose, observe};
+use super::check::{choose, observe, wait_until_free};
 use super::facts::Facts;
 use super::options::{MemoryOptions, Settings, SnapshotOptions};
 use super::plan::Builder;
@@ -90,18 +91,43 @@ async fn a_disk_on_somebodys_overlay_or_on_a_leftover_of_ours_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn a_domain_that_libvirt_works_on_is_refused() {
-    let fake = Fake::new();
-    fake.state().job = Some(DomainJob {
-        operation: "backup".to_owned(),
+fn job(operation: &str) -> DomainJob {
+    DomainJob {
+        operation: operation.to_owned(),
         elapsed_ms: 1,
         done: 0,
         remaining: 1,
         total: 1,
         dirty_rate: 0,
         iteration: 0,
-    });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_that_is_busy_for_a_moment_is_waited_for_and_one_that_stays_busy_is_not() {
+    let fake = Fake::new();
+    let (world, id) = (fake.world(), domain().id);
+    let chosen = async || {
+        let seen = observe(&world, &id).await.unwrap();
+        choose(&world, &settings(), &options(Path::new("/t")), &seen).await.map(drop)
+    };
+    fake.state().job = Some(job("start"));
+    let ends = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        fake.state().job = None;
+    };
+    tokio::join!(wait_until_free(&world, &id), ends);
+    chosen().await.unwrap();
+
+    fake.state().job = Some(job("save"));
+    wait_until_free(&world, &id).await;
+    assert_eq!(chosen().await.unwrap_err().code, codes::DOMAIN_BUSY_ELSEWHERE);
+}
+
+#[tokio::test]
+async fn a_domain_that_libvirt_works_on_is_refused() {
+    let fake = Fake::new();
+    fake.state().job = Some(job("backup"));
     let seen = observe(&fake.world(), &domain().id).await.unwrap();
     let fault = choose(&fake.world(), &settings(), &options(Path::new("/t")), &seen).await.err().unwrap();
     assert_eq!(fault.code, codes::DOMAIN_BUSY_ELSEWHERE);
