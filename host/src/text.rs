@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+pub use vmkeep_steps::text::bytes;
+
 /// Makes text harmless to a terminal and visible to a person, on one line: control characters, line ends and the
 /// invisible characters that reorder text become escapes (`\n`, `\u{202e}`), and `\` becomes `\\`, so that no two
 /// names look the same because of it.
@@ -40,24 +42,6 @@ pub fn safe_lines(text: &str) -> String {
 fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
-
-/// A number of bytes: `2.0 GiB`.
-#[must_use]
-pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if n < 1024 {
-        return format!("{n} B");
-    }
-    #[allow(clippy::cast_precision_loss)]
-    let mut value = n as f64 / 1024.0;
-    let mut unit = 0;
-    // 1023.95 would round to "1024.0", which belongs to the next unit.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
 }
 
 /// A span of time with two telling units at most: `0.31 s`, `12.4 s`, `3 min 05 s`, `2 h 10 min`, `4 d 3 h`.
@@ -183,16 +167,6 @@ mod tests {
     fn an_escape_written_into_a_name_differs_from_a_real_one() {
         assert_ne!(safe("a\\nb"), safe("a\nb"));
         assert_eq!(safe("a\\nb"), "a\\\\nb");
-    }
-
-    #[test]
-    fn sizes_are_shown_as_people_write_them() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1024), "1.0 KiB");
-        assert_eq!(bytes(2 << 30), "2.0 GiB");
-        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
-        assert_eq!(bytes(u64::MAX), "16.0 EiB");
     }
 
     #[test]

@@ -6,4 +6,5 @@ pub mod image;
 pub mod manifest;
 pub mod restore;
 pub mod snapshot;
+pub mod text;
 pub mod workflows;

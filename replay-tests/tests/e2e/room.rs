@@ -18,7 +18,7 @@ fn too_little_room_is_refused_before_anything_is_touched() {
     let mount = bed.mount();
     let _daemon = bed.host.daemon();
     for mode in ["--live", "--disk-only", "--dry-run"] {
-        let words = &["NOT_ENOUGH_DISK_SPACE", "bytes are needed", "are free", mount.0.to_str().unwrap()];
+        let words = &["NOT_ENOUGH_DISK_SPACE", "are needed", "are free", mount.0.to_str().unwrap()];
         refused(&bed.host, &["snapshot", "web1", mode], 47, words);
         bed.assert_nothing_changed();
     }

@@ -22,6 +22,7 @@ use crate::image::space::{Space, data_bytes};
 use crate::manifest::{self, Depth, Manifest, ManifestError, Stored};
 use crate::snapshot::copy::place_fault;
 use crate::snapshot::{Places, World};
+use crate::text;
 
 /// What the plan was built on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,9 +292,12 @@ fn room_now(
     }
     for (bytes, space, folder) in needed.into_values() {
         if !settings.targets.allows(space, bytes) {
-            let must_stay = settings.targets.mark(space.total);
-            let cause =
-                format!("{bytes} bytes are needed and {must_stay} must stay free, {} are free", space.free);
+            let cause = format!(
+                "{} are needed and {} must stay free, {} are free",
+                text::bytes(bytes),
+                text::bytes(settings.targets.mark(space.total)),
+                text::bytes(space.free)
+            );
             return Err(Fault::permanent(
                 codes::NOT_ENOUGH_DISK_SPACE,
                 doing,

@@ -26,6 +26,7 @@ use crate::codes;
 use crate::hypervisor::{DomainId, DomainRef};
 use crate::manifest::{Consistency, Manifest};
 use crate::snapshot::{Places, World};
+use crate::text::bytes;
 
 /// The name of the workflow.
 pub const NAME: &str = "restore";
@@ -237,7 +238,7 @@ impl Build {
             steps.push(if at == 0 { made.check_facts() } else { made.after("folder/0") });
         }
         for image in &self.images {
-            let title = format!("restore {} ({} bytes)", image.path().display(), image.wanted.size);
+            let title = format!("restore {} ({})", image.path().display(), bytes(image.wanted.size));
             steps.push(
                 step::<RestoreImage>(image_step(image), title, image)?
                     .after_all(self.folder_step(&image.folder))
@@ -246,7 +247,7 @@ impl Build {
             );
         }
         if let Some(memory) = &self.memory {
-            let title = format!("restore the memory ({} bytes)", memory.wanted.size);
+            let title = format!("restore the memory ({})", bytes(memory.wanted.size));
             steps.push(
                 step::<RestoreMemory>("memory", title, memory)?
                     .after_all(self.folder_step(&memory.folder))

@@ -28,6 +28,7 @@ use crate::snapshot::switch::{SwitchDefinition, SwitchInput};
 use crate::snapshot::take::{MemoryInput, TakeInput, TakeSnapshot};
 use crate::snapshot::tidy::{Tidy, TidyInput};
 use crate::snapshot::{Places, World};
+use crate::text::bytes;
 
 /// The name of the step that takes the snapshot.
 pub(super) const TAKE: &str = "take";
@@ -319,7 +320,7 @@ impl Builder<'_> {
                 bandwidth: self.options.bandwidth,
                 taken: TAKE.into(),
             };
-            let title = format!("copy {} ({} bytes)", file.source.display(), file.data_bytes);
+            let title = format!("copy {} ({})", file.source.display(), bytes(file.data_bytes));
             steps.push(
                 step::<CopyImage>(copy_step(file), title, &of)?
                     .after(TAKE)

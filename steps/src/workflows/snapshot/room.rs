@@ -9,6 +9,7 @@ use super::plan::{Builder, Common};
 use crate::codes;
 use crate::image::root::RootError;
 use crate::image::space::{LowWater, Space};
+use crate::text;
 
 /// Room that a guest gets on its own file system for what it writes meanwhile, at least.
 const HEADROOM: u64 = 64 << 20;
@@ -26,7 +27,11 @@ impl Builder<'_> {
                 codes::MEMORY_TOO_LARGE,
                 "save the guest's memory",
                 &common.domain.name,
-                format!("the guest has {guest_memory} bytes, the image may have {}", memory.limits.bytes),
+                format!(
+                    "the guest has {}, the image may have {}",
+                    text::bytes(guest_memory),
+                    text::bytes(memory.limits.bytes)
+                ),
             )
             .remedy("Raise the limit, or back up its disks only"));
         }
@@ -43,9 +48,10 @@ impl Builder<'_> {
                     doing,
                     at.display().to_string(),
                     format!(
-                        "{bytes} bytes are needed and {} must stay free, {} are free",
-                        low.mark(space.total),
-                        space.free
+                        "{} are needed and {} must stay free, {} are free",
+                        text::bytes(bytes),
+                        text::bytes(low.mark(space.total)),
+                        text::bytes(space.free)
                     ),
                 )
                 .remedy("Make room there, or choose another target"));
