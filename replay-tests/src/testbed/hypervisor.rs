@@ -60,6 +60,8 @@ pub struct Options {
     pub without_virtlogd: bool,
     /// Leave it running when the last handle is dropped.
     pub keep: bool,
+    /// `qemu:///system` by root, with QEMU as the unprivileged user. Needs root.
+    pub system: bool,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,7 @@ struct Inner {
     dir: PathBuf,
     user: TestUser,
     hide_kvm: bool,
+    system: bool,
     daemon: Mutex<Option<Child>>,
     ends_with_handle: AtomicBool,
 }
@@ -112,23 +115,29 @@ impl Hypervisor {
             return Err(refuse("it is not empty".to_owned()));
         }
         let hide_kvm = match options.hide_kvm {
+            // The system's daemon gets a /dev of its own.
+            _ if options.system => false,
             HideKvm::Auto => user.reaches_kvm() && can_hide_kvm(),
             HideKvm::Always => true,
             HideKvm::Never => false,
         };
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).doing("open up", dir)?;
         let owner = if options.keep { None } else { ProcessId::me() };
-        State::new(owner, &user.name, hide_kvm).save(dir)?;
+        State::new(owner, &user.name, hide_kvm, options.system).save(dir)?;
         let inner = Inner {
             dir: dir.clone(),
             user,
             hide_kvm,
+            system: options.system,
             daemon: Mutex::new(None),
             ends_with_handle: AtomicBool::new(!options.keep),
         };
         // From here on a failure drops the handle, which ends what has been begun.
         let hypervisor = Self(Arc::new(inner));
         hypervisor.make_folders(options)?;
+        if options.system {
+            hypervisor.enter_system()?;
+        }
         hypervisor.seed_capabilities(true);
         hypervisor.start_libvirtd()?;
         hypervisor.virsh(["domcapabilities", "--virttype", "qemu"])?;
@@ -145,6 +154,7 @@ impl Hypervisor {
             dir,
             user,
             hide_kvm: state.hide_kvm,
+            system: state.system,
             daemon: Mutex::new(None),
             ends_with_handle: AtomicBool::new(false),
         })))
@@ -161,7 +171,8 @@ impl Hypervisor {
             }
             let Ok(state) = State::load(&dir) else { continue };
             let Ok(meta) = fs::symlink_metadata(dir.join("images")) else { continue };
-            if state.owner.is_none_or(ProcessId::is_alive) || meta.uid() != user.uid {
+            let ours = if state.system { rustix::process::geteuid().as_raw() } else { user.uid };
+            if state.owner.is_none_or(ProcessId::is_alive) || meta.uid() != ours {
                 continue;
             }
             if end_all(&dir).is_ok() && fs::remove_dir_all(&dir).is_ok() {
@@ -190,9 +201,10 @@ impl Hypervisor {
         self.give_to_user(self.dir(), 6)
     }
 
-    /// Gives a file or folder, and what is in it, to the unprivileged user (nothing to do unless root).
+    /// Gives a file or folder, and what is in it, to the unprivileged user (nothing to do unless root). With the
+    /// system's daemon everything is root's, and libvirt itself gives images to QEMU.
     pub(crate) fn give_to_user(&self, path: &Path, depth: usize) -> Result<()> {
-        if !rustix::process::geteuid().is_root() {
+        if !rustix::process::geteuid().is_root() || self.0.system {
             return Ok(());
         }
         chown(path, Some(self.user().uid), Some(self.user().gid)).doing("give away", path)?;
@@ -221,12 +233,13 @@ impl Hypervisor {
 
     /// The URI for processes that run as the user with [`Hypervisor::env`].
     pub fn uri(&self) -> &'static str {
-        URI
+        if self.0.system { "qemu:///system" } else { URI }
     }
 
     /// A URI for any process that may reach the socket: the user itself, and root.
     pub fn socket_uri(&self) -> String {
-        format!("qemu+unix:///session?socket={}", self.socket().display())
+        let what = if self.0.system { "system" } else { "session" };
+        format!("qemu+unix:///{what}?socket={}", self.socket().display())
     }
 
     fn socket(&self) -> PathBuf {
@@ -243,6 +256,11 @@ impl Hypervisor {
                 path = format!("{path}:{extra}");
             }
         }
+        // A daemon by root keeps to the system's places, unless it is told otherwise.
+        let told = [
+            ("VMKEEP_STATE_DIR", folder("state/vmkeep")),
+            ("VMKEEP_SOCKET", folder("run/vmkeep/vmkeepd.sock")),
+        ];
         [
             ("HOME", folder("home")),
             ("USER", self.user().name.clone()),
@@ -252,23 +270,27 @@ impl Hypervisor {
             ("XDG_CACHE_HOME", folder("cache")),
             ("XDG_DATA_HOME", folder("data")),
             ("XDG_STATE_HOME", folder("state")),
-            ("LIBVIRT_DEFAULT_URI", URI.to_owned()),
+            ("LIBVIRT_DEFAULT_URI", self.uri().to_owned()),
             ("LIBVIRT_AUTOSTART", "0".to_owned()),
             ("LANG", "C.UTF-8".to_owned()),
             ("LC_ALL", "C.UTF-8".to_owned()),
             ("PATH", path),
         ]
+        .into_iter()
+        .chain(told.into_iter().filter(|_| self.0.system))
         .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        .collect()
     }
 
     /// A command that runs as the user, in the hypervisor's environment and folder.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
+        let mut command = if self.0.system { self.inside(program) } else { Command::new(program) };
         // A bus or a runtime folder of the caller must not be taken for the hypervisor's.
         command.env_remove("DBUS_SESSION_BUS_ADDRESS").env_remove("DISPLAY").envs(self.env());
         command.current_dir(self.dir()).stdin(Stdio::null());
-        self.user().run_as(&mut command);
+        if !self.0.system {
+            self.user().run_as(&mut command);
+        }
         command
     }
 
@@ -287,13 +309,16 @@ impl Hypervisor {
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
     {
-        run(self.command("virsh").args(["-q", "-c", URI]).args(args))
+        run(self.command("virsh").args(["-q", "-c", self.uri()]).args(args))
     }
 
     /// Starts libvirtd unless it runs, and waits until it listens.
     pub fn start_libvirtd(&self) -> Result<ProcessId> {
         if let Some(running) = self.libvirtd() {
             return Ok(running);
+        }
+        if self.0.system {
+            self.start_system_virtlogd()?;
         }
         let log_path = self.dir().join("log/libvirtd.log");
         let log =
@@ -422,7 +447,7 @@ impl Hypervisor {
     /// Leaves it running when the last handle is dropped, and out of [`Hypervisor::sweep`].
     pub fn keep(&self) -> Result<()> {
         self.0.ends_with_handle.store(false, Ordering::SeqCst);
-        State::new(None, &self.user().name, self.0.hide_kvm).save(self.dir())
+        State::new(None, &self.user().name, self.0.hide_kvm, self.0.system).save(self.dir())
     }
 
     /// Ends all processes of this hypervisor and removes its folder. May be called again.

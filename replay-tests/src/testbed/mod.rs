@@ -40,6 +40,7 @@ mod parts;
 mod process;
 mod spec;
 mod state;
+mod system;
 mod ticks;
 mod user;
 

@@ -5,6 +5,7 @@
 //! condition spares the shell, pager or editor of somebody who looks into the folder.
 
 use super::error::{Error, Result};
+use super::system::HOLDER;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -81,6 +82,8 @@ pub enum Role {
     Virtlogd,
     /// `qemu-system-…`.
     Qemu,
+    /// Keeps the name space of a system daemon.
+    Holder,
     /// `qemu-img`, `qemu-nbd`, `qemu-io`, `qemu-storage-daemon`.
     Helper,
     /// Anything else that names the folder; never ended.
@@ -128,6 +131,7 @@ fn role_of(program: &str) -> Role {
         "vmkeepd" | "vmkeep" | "virsh" => Role::Client,
         "libvirtd" | "virtqemud" => Role::Libvirtd,
         "virtlogd" | "virtlockd" | "virtstoraged" | "virtsecretd" | "virtnetworkd" => Role::Virtlogd,
+        HOLDER => Role::Holder,
         "qemu-img" | "qemu-nbd" | "qemu-io" | "qemu-storage-daemon" | "qemu-pr-helper" => Role::Helper,
         _ if name.starts_with("qemu-system-") => Role::Qemu,
         _ => Role::Other,

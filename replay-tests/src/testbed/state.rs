@@ -19,11 +19,14 @@ pub(crate) struct State {
     pub(crate) user: String,
     /// Whether libvirtd is started with `/dev/kvm` covered up.
     pub(crate) hide_kvm: bool,
+    /// Whether it is the system's daemon, run by root.
+    #[serde(default)]
+    pub(crate) system: bool,
 }
 
 impl State {
-    pub(crate) fn new(owner: Option<ProcessId>, user: &str, hide_kvm: bool) -> Self {
-        Self { version: VERSION, owner, user: user.to_owned(), hide_kvm }
+    pub(crate) fn new(owner: Option<ProcessId>, user: &str, hide_kvm: bool, system: bool) -> Self {
+        Self { version: VERSION, owner, user: user.to_owned(), hide_kvm, system }
     }
 
     pub(crate) fn load(dir: &Path) -> Result<Self> {

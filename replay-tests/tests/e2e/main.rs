@@ -19,6 +19,7 @@ mod manifest;
 mod names;
 mod room;
 mod store;
+mod system;
 mod targets;
 mod unknown;
 mod unresponsive;

@@ -41,7 +41,10 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
-        let hypervisor = Hypervisor::start_temp().expect("a test hypervisor");
+        Self::on(Hypervisor::start_temp().expect("a test hypervisor"))
+    }
+
+    pub fn on(hypervisor: Hypervisor) -> Self {
         let bin = hypervisor.dir().join("bin");
         fs::create_dir_all(&bin).unwrap();
         for name in ["vmkeepd", "vmkeep"] {
