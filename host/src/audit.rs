@@ -95,13 +95,18 @@ fn open(path: &Path, doing: &str) -> Result<Reader<BufReader<File>>, Fault> {
     Reader::new(BufReader::new(file)).map_err(|e| unread(doing, path, &e))
 }
 
-/// A file that cannot be read has not been changed by anybody.
+/// A file that cannot be read, or is something else, has not been changed by anybody.
 fn unread(doing: &str, path: &Path, error: &ReadError) -> Fault {
-    if matches!(error, ReadError::Read(_)) {
-        return Fault::permanent(codes::USAGE, doing, shown(path), error)
-            .remedy("Name a job, or a file that `vmkeep audit export` wrote");
+    match error {
+        ReadError::Read(_) | ReadError::NotAnExport => {
+            Fault::permanent(codes::USAGE, doing, shown(path), error)
+                .remedy("Name a job, or a file that `vmkeep audit export` wrote")
+        }
+        ReadError::TooNew { .. } => {
+            Fault::permanent(codes::STORE_TOO_NEW, doing, shown(path), error).remedy("Use the newer release")
+        }
+        _ => damaged(doing, &shown(path), error),
     }
-    damaged(doing, &shown(path), error)
 }
 
 fn shown(path: &Path) -> String {

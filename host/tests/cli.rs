@@ -71,6 +71,42 @@ async fn words_that_make_no_sense_exit_with_64_and_never_with_2() {
 }
 
 #[tokio::test]
+async fn a_program_that_asks_for_json_gets_its_own_mistakes_as_json_too() {
+    for args in
+        [&["--json", "frobnicate"][..], &["snapshot", "--json"], &["jobs", "--json", "--within", "1x"]]
+    {
+        let output = run(args).await;
+        let error: Value = serde_json::from_str(&err(&output)).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+        assert_eq!((status(&output), &error["name"]), (codes::USAGE.0, &Value::from("USAGE")), "{args:?}");
+        assert!(!error["cause"].as_str().unwrap().contains("Usage:"), "{error}");
+    }
+    assert!(out(&run(&["--json", "--help"]).await).contains("Usage:"));
+}
+
+#[tokio::test]
+async fn output_that_cannot_be_written_is_an_error_and_a_reader_that_went_away_is_none() {
+    let into = async |to: Stdio| {
+        let child = vmkeep().arg("diagram").stdout(to).stderr(Stdio::piped()).spawn().unwrap();
+        child.wait_with_output().await.unwrap()
+    };
+    let full = into(std::fs::File::options().write(true).open("/dev/full").unwrap().into()).await;
+    assert_eq!(status(&full), codes::NOT_ENOUGH_DISK_SPACE.0, "{}", err(&full));
+    assert!(err(&full).contains("standard output"), "{}", err(&full));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let gone = into(writer.into()).await;
+    assert_eq!((status(&gone), err(&gone).as_str()), (0, ""));
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_export_is_not_called_damaged() {
+    for args in [["replay", "/etc/passwd"], ["replay", "/tmp"], ["replay", "/nonexistent/file"]] {
+        let output = run(&args).await;
+        assert_eq!(status(&output), codes::USAGE.0, "{args:?}: {}", err(&output));
+    }
+}
+
+#[tokio::test]
 async fn without_a_daemon_the_exit_status_and_the_message_say_so() {
     let output = run(&["--socket", "/nonexistent/s", "status"]).await;
     assert_eq!(status(&output), codes::DAEMON_UNREACHABLE.0);

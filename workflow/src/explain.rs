@@ -32,7 +32,7 @@ pub fn explain(history: &[(Seq, Event)]) -> Vec<Line> {
         let waited = teller.pause_waits_for();
         teller.state = teller.state.take().and_then(|mut state| state.apply(event).is_ok().then_some(state));
         if let Some(mut text) = teller.tell(event) {
-            if waited.is_some() && teller.paused() && teller.pause_waits_for().is_none() {
+            if waited.is_some() && teller.paused().is_some() && teller.pause_waits_for().is_none() {
                 text.push_str("; now the pause takes effect");
             }
             lines.push(Line { seq: *seq, at: event.at, text });
@@ -51,13 +51,14 @@ struct Teller {
 }
 
 impl Teller {
-    fn paused(&self) -> bool {
-        self.state.as_ref().is_some_and(|state| state.paused().is_some())
+    /// The state of a job that is to pause. One that rolls back does not pause any more.
+    fn paused(&self) -> Option<&State> {
+        self.state.as_ref().filter(|state| state.paused().is_some() && state.cause().is_none())
     }
 
     /// The last thing that keeps a pause from taking effect.
     fn pause_waits_for(&self) -> Option<String> {
-        let state = self.state.as_ref().filter(|state| state.paused().is_some())?;
+        let state = self.paused()?;
         state.until_safe().last().map(|step| step.title.clone())
     }
 

@@ -176,13 +176,27 @@ async fn a_pause_that_has_to_wait_for_a_safe_place_says_so_and_says_when_it_take
     assert_eq!(engine.view(job).await.unwrap().safe_after, ["switch close"]);
     gate.open();
     assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Succeeded);
-    let tale: Vec<String> = vmkeep_workflow::explain::explain(&engine.history(job).await.unwrap())
-        .into_iter()
-        .map(|line| line.text)
-        .collect();
+    let told = async |job| {
+        let lines = vmkeep_workflow::explain::explain(&engine.history(job).await.unwrap());
+        lines.into_iter().map(|line| line.text).collect::<Vec<String>>()
+    };
+    let tale = told(job).await;
     let tells = |a: &str, b: &str| tale.iter().any(|line| line.contains(a) && line.contains(b));
     assert!(tells("ann asked to pause", "it takes effect after \"switch close\", because"), "{tale:#?}");
     assert!(tells("Done: \"switch close\"", "now the pause takes effect"), "{tale:#?}");
+
+    // A job that rolls back does not pause on its way.
+    let gate = world.block("b1");
+    let mut asked = request("web1");
+    asked.options = json!({ "critical": true });
+    let job = engine.request(asked).await.unwrap();
+    gate.reached().await;
+    engine.pause(job, who("ann"), Timestamp::MAX).await.unwrap();
+    engine.cancel(job, who("ann")).await.unwrap();
+    gate.open();
+    assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Cancelled);
+    let tale = told(job).await;
+    assert!(!tale.iter().any(|line| line.contains("now the pause takes effect")), "{tale:#?}");
 }
 
 #[tokio::test]

@@ -21,17 +21,20 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Set apart, so that a command's help begins with its own options.
+const EVERYWHERE: &str = "Options of every command";
+
 /// What every command understands.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Print JSON instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// The daemon's socket (default: where vmkeepd of this user listens)
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = EVERYWHERE)]
     pub socket: Option<PathBuf>,
     /// The configuration file that names the socket
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
 }
 

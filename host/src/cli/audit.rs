@@ -37,9 +37,7 @@ pub(super) async fn export(client: &Client, job: Option<&str>, output: Option<&P
     let query = job.map(|job| format!("?job={}", crate::client::segment(job))).unwrap_or_default();
     let mut pieces = client.stream(&format!("/v1/audit/export{query}")).await?;
     let object = output.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
-    let fault = |e: &std::io::Error| {
-        Fault::permanent(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, "write the export", object.clone(), e)
-    };
+    let fault = |e: &std::io::Error| super::unwritten(&object, e);
     match output {
         None => {
             let mut out = std::io::stdout().lock();

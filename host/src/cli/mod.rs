@@ -12,7 +12,7 @@ mod show;
 mod wait;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use clap::{CommandFactory, Parser};
 use serde::Serialize;
@@ -35,14 +35,16 @@ pub(crate) struct Out {
 }
 
 impl Out {
-    /// Prints text. A reader that went away is no error.
-    pub(crate) fn text(&self, text: &str) {
+    /// Prints text. A reader that went away is no error; a place that does not take it is.
+    pub(crate) fn text(&self, text: &str) -> Result<(), Fault> {
         let mut out = std::io::stdout().lock();
-        let _ = out.write_all(text.as_bytes());
-        if !text.is_empty() && !text.ends_with('\n') {
-            let _ = out.write_all(b"\n");
+        let end: &[u8] = if text.is_empty() || text.ends_with('\n') { b"" } else { b"\n" };
+        let written =
+            out.write_all(text.as_bytes()).and_then(|()| out.write_all(end)).and_then(|()| out.flush());
+        match written {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(unwritten("standard output", &error)),
+            _ => Ok(()),
         }
-        let _ = out.flush();
     }
 
     /// Prints a value as JSON, or as the text that is made of it.
@@ -50,11 +52,10 @@ impl Out {
         if self.json {
             let json = serde_json::to_string_pretty(value)
                 .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, "print the answer", "", e))?;
-            self.text(&json);
+            self.text(&json)
         } else {
-            self.text(&text(value));
+            self.text(&text(value))
         }
-        Ok(())
     }
 
     /// Prints an error where errors go.
@@ -73,8 +74,15 @@ pub(crate) type Ended = Result<u8, Fault>;
 
 /// Runs a command line and returns its exit status.
 pub async fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = args.iter().any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            let fault = usage(&error);
+            Out { json }.fault(&fault);
+            return status_of(&fault);
+        }
         Err(error) => return misspelt(&error),
     };
     let out = Out { json: cli.global.json };
@@ -90,6 +98,25 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 /// The exit status of an error: its code, and never 0.
 pub(crate) fn status_of(fault: &Fault) -> u8 {
     u8::try_from(fault.code.0).ok().filter(|code| *code != 0).unwrap_or(1)
+}
+
+/// The parser's error for programs: its message alone.
+fn usage(error: &clap::Error) -> Fault {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let message = text.split("\n\n").next().unwrap_or(text).trim_end();
+    Fault::permanent(codes::USAGE, "understand the command line", "", message).remedy("`vmkeep help`")
+}
+
+/// The failure of writing output.
+pub(crate) fn unwritten(object: &str, error: &std::io::Error) -> Fault {
+    let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let (code, remedy) = if full {
+        (codes::NOT_ENOUGH_DISK_SPACE, "Make room there, or write elsewhere")
+    } else {
+        (codes::USAGE, "Name a place that can be written; a file that is there is never written over")
+    };
+    Fault::permanent(code, "write the output", object, error).remedy(remedy)
 }
 
 /// Help and version are no errors; everything else that the parser says is a usage error.
@@ -152,7 +179,7 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vmkeep", &mut script);
-            out.text(&String::from_utf8_lossy(&script));
+            out.text(&String::from_utf8_lossy(&script))?;
         }
     }
     Ok(0)
@@ -192,10 +219,7 @@ async fn diagram(out: &Out, workflow: Option<&str>) -> Result<(), Fault> {
             out.show(&names, |names| names.join("\n"))
         }
         Some(wanted) => match all.iter().find(|(name, _)| name == wanted) {
-            Some((_, dot)) => {
-                out.text(dot);
-                Ok(())
-            }
+            Some((_, dot)) => out.text(dot),
             None => Err(Fault::permanent(
                 codes::USAGE,
                 "draw the workflow",

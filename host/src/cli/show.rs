@@ -225,7 +225,7 @@ pub(super) fn job(detail: &JobDetail) -> String {
     if let Ok(took) = std::time::Duration::try_from(end.duration_since(job.requested)) {
         rows.push(pair(if job.ended.is_some() { "took" } else { "so far" }, &span(took)));
     }
-    if let Some(until) = detail.paused_until {
+    if let Some(until) = detail.paused_until.filter(|_| job.status == JobStatus::Paused) {
         rows.push(match crate::explain::pause_waits(&detail.safe_after) {
             None => pair("paused until", &local(until)),
             Some(why) => pair("to pause", &format!("until {}; {why}", local(until))),

@@ -78,3 +78,22 @@ impl Libvirt {
         facts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn versions_are_asked_for_once_and_then_known_without_asking() {
+        let libvirt = Libvirt::start("test:///default").unwrap();
+        libvirt.client.connected(Duration::from_secs(60)).await.unwrap();
+        assert!(libvirt.instances().contains_key("libvirtd"));
+        assert!(!libvirt.instances().contains_key("qemu"), "nobody has asked yet");
+        libvirt.ask_versions().await.unwrap();
+        let known = libvirt.instances();
+        assert!(known.contains_key("libvirt") && known.contains_key("qemu"), "{known:?}");
+        let at = libvirt.known_versions().unwrap().at;
+        libvirt.ask_versions().await.unwrap();
+        assert_eq!(libvirt.known_versions().unwrap().at, at, "nobody was asked again");
+    }
+}

@@ -111,7 +111,9 @@ pub(super) async fn name(world: &World, domain: &DomainRef) -> Result<(), Fault>
     let name = &domain.name;
     if name.trim().is_empty() || name.contains(['/', '\n', '\0']) {
         let cause = "libvirt takes no names that are empty, or contain a slash or the end of a line";
-        return Err(Fault::permanent(codes::USAGE, doing, format!("{name:?}"), cause));
+        return Err(
+            Fault::permanent(codes::USAGE, doing, format!("{name:?}"), cause).remedy("Choose another name")
+        );
     }
     if let Some(cause) = taken(world, domain).await.map_err(|e| look_fault(e, doing, name))? {
         return Err(Fault::permanent(codes::DOMAIN_EXISTS, doing, name, cause)

@@ -237,7 +237,12 @@ pub(super) async fn abandon(
 async fn begin(app: &App, job: &str, doing: &str) -> Result<(JobId, JobStatus), Failure> {
     app.ready(doing, job)?;
     let job = app.find_job(job).await?;
-    Ok((job, app.engine.summary(job).await?.status))
+    let status = app.engine.summary(job).await?.status;
+    if status.ended() {
+        let fault = Fault::permanent(Code::INVALID_STATE, doing, job.to_string(), "it has ended");
+        return Err(fault.remedy(format!("`vmkeep job explain {job}` tells how")).into());
+    }
+    Ok((job, status))
 }
 
 async fn acted(app: &App, job: JobId, dry_run: bool, verb: &str, what: &str) -> Answer<Acted> {
