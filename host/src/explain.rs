@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use vmkeep_steps::hypervisor::RunState;
+use vmkeep_steps::inplace::discard::{Discard, Discarded};
+use vmkeep_steps::inplace::seen::{Exchanged, SeeRunning};
 use vmkeep_steps::restore::resume::{ResumeDomain, ResumeOutput};
 use vmkeep_steps::restore::settle::{Report, SettleDomain};
 use vmkeep_steps::snapshot::copy::{CopyImage, CopyOutput};
@@ -66,6 +68,12 @@ pub fn pause_waits(safe_after: &[String]) -> Option<String> {
 
 /// What there is to say about what a step left.
 fn told(kind: &StepKind, output: &Value) -> Vec<String> {
+    if *kind == SeeRunning::KIND {
+        return read::<Exchanged>(output).map(|report| exchanged(&report)).unwrap_or_default();
+    }
+    if *kind == Discard::KIND {
+        return read::<Discarded>(output).map(|report| discarded(&report)).unwrap_or_default();
+    }
     if *kind == SettleDomain::KIND {
         return read::<Report>(output).map(|report| restored(&report)).unwrap_or_default();
     }
@@ -73,6 +81,33 @@ fn told(kind: &StepKind, output: &Value) -> Vec<String> {
 }
 
 /// What a restore came to.
+fn exchanged(report: &Exchanged) -> Vec<String> {
+    let state = match report.state {
+        RunState::Off => "is shut off",
+        RunState::Running => "runs",
+        RunState::Paused(_) => "is paused",
+        RunState::Other => "is neither running nor off",
+    };
+    let with = if report.with_memory { ", with its memory" } else { "" };
+    let mut lines = vec![format!("{} {state}{with}", report.domain.name)];
+    lines.extend(report.disks.iter().map(|(disk, path)| format!("Its disk {disk} is {}", path.display())));
+    if let Some(job) = report.kept {
+        lines.push(format!(
+            "What it was is kept aside. To bring that back: vmkeep restore --undo {0}; to give it up: vmkeep restore \
+             --discard {0}",
+            job.short()
+        ));
+    }
+    lines.extend(report.notes.iter().cloned());
+    lines
+}
+
+fn discarded(report: &Discarded) -> Vec<String> {
+    let removed = report.removed.iter().map(|path| format!("{} was removed", path.display()));
+    let stay = report.stay.iter().map(|path| format!("{} stays: it may be others' as well", path.display()));
+    removed.chain(stay).collect()
+}
+
 fn restored(report: &Report) -> Vec<String> {
     let state = match report.state {
         RunState::Off => "is defined and off",

@@ -3,6 +3,7 @@
 pub mod codes;
 pub mod hypervisor;
 pub mod image;
+pub mod inplace;
 pub mod manifest;
 pub mod restore;
 pub mod snapshot;

@@ -77,16 +77,16 @@ pub enum Command {
     Domains,
     /// Back a domain up into plain files while it runs
     Snapshot(Snapshot),
-    /// Bring a backup back as a new domain
-    Restore(Restore),
+    /// Bring a backup back: as a new domain, or in place; or undo that
+    Restore(Box<Restore>),
     /// The backups that there are
     List {
         /// Only those of this domain
         domain: Option<String>,
     },
-    /// What a backup holds
+    /// What a backup holds, or what a restore in place has set aside
     Show {
-        /// Its id, the beginning of it, or its folder
+        /// Its id, the beginning of it, or its folder; or the job that set a machine aside
         backup: String,
     },
     /// Read a backup again and compare it with its manifest
@@ -176,32 +176,64 @@ pub struct Snapshot {
     pub waiting: Waiting,
 }
 
-/// Bring a backup back.
+/// Bring a backup back: as a new domain, or in place of the old one; or undo that.
 #[derive(Clone, Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["name", "in_place", "undo", "discard"]))]
+#[command(group = clap::ArgGroup::new("which").args(["backup", "from", "undo", "discard"]).required(true))]
 pub struct Restore {
     /// Its id, the beginning of it, or its folder
-    pub backup: String,
-    /// The new domain's name
+    pub backup: Option<String>,
+    /// The folder of a backup, wherever it lies: no journal and no configured root is needed
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Use a definition from such a folder although it reaches into this host (read it first!)
+    #[arg(long)]
+    pub trust_definition: bool,
+    /// Restore beside the original, as a new domain of this name
     #[arg(long = "as", value_name = "NAME")]
-    pub name: String,
-    /// Where one disk goes: vda=/path/to/file (may be repeated)
-    #[arg(long = "disk", value_name = "DISK=PATH", value_parser = disk_place)]
-    pub disks: Vec<(String, PathBuf)>,
-    /// Where all other disks go (default: a folder of their own below the restore folder)
-    #[arg(long, value_name = "FOLDER")]
+    pub name: Option<String>,
+    /// Restore in place of the original, which is kept aside until it is discarded
+    #[arg(long)]
+    pub in_place: bool,
+    /// Bring back what this job has set aside
+    #[arg(long, value_name = "JOB")]
+    pub undo: Option<String>,
+    /// Remove for good what this job has set aside
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["cold", "start", "paused"])]
+    pub discard: Option<String>,
+    /// With --as, where one disk goes: vda=/path/to/file (may be repeated)
+    #[arg(long = "disk", value_name = "DISK=PATH", value_parser = disk_place, requires = "name")]
+    pub places: Vec<(String, PathBuf)>,
+    /// With --in-place, only these disks, by target: vda,vdb (needs --cold if the backup has memory)
+    #[arg(long, value_name = "DISK", value_delimiter = ',', requires = "in_place")]
+    pub disks: Vec<String>,
+    /// Where all other disks go (default: with --as a folder of their own, with --in-place beside the old ones)
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["undo", "discard"])]
     pub folder: Option<PathBuf>,
     /// Leave the memory out: the guest will boot
     #[arg(long)]
     pub cold: bool,
-    /// Let it run (default: paused with memory, shut off without)
+    /// With --in-place, bring the backup's definition back as well
+    #[arg(long, requires = "in_place")]
+    pub definition: bool,
+    /// Let it run (default with --as: paused with memory, shut off without; else: as it is now)
     #[arg(long, conflicts_with = "paused")]
     pub start: bool,
     /// Leave it paused
     #[arg(long)]
     pub paused: bool,
-    /// Let its network links be up from the start (the original may be running!)
-    #[arg(long)]
+    /// With --as, let its network links be up from the start (the original may be running!)
+    #[arg(long, requires = "name")]
     pub connect: bool,
+    /// Save the memory of the machine that is there, and keep it aside with it
+    #[arg(long, conflicts_with_all = ["name", "discard"])]
+    pub save_old: bool,
+    /// Pull the plug of the machine that is there if it does not shut down in time
+    #[arg(long, conflicts_with_all = ["name", "discard"])]
+    pub destroy: bool,
+    /// How long the machine that is there may take to shut down (default: 3m)
+    #[arg(long, value_name = "SPAN", value_parser = parse_span, conflicts_with_all = ["name", "discard"])]
+    pub shutdown_time: Option<Duration>,
     /// Copy at most so much per second: 100M (0: no limit)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bandwidth: Option<u64>,

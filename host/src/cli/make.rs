@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use vmkeep_workflow::Fault;
 
 use super::args::{Restore, Snapshot, Waiting};
-use super::{Ended, Out, show, wait};
-use crate::api::types::{Accepted, BackupDetail, RestoreRequest, SnapshotRequest, StartAs};
+use super::{Ended, Out, kept, show, wait};
+use crate::api::types::{
+    Accepted, BackupDetail, DiscardRequest, InPlaceRequest, KeptRow, RestRequest, RestoreRequest,
+    SnapshotRequest, StartAs, UndoRequest,
+};
 use crate::client::{Client, segment};
 use crate::codes;
 
@@ -39,31 +42,77 @@ pub(super) async fn snapshot(client: &Client, out: &Out, args: Snapshot) -> Ende
 }
 
 pub(super) async fn restore(client: &Client, out: &Out, args: Restore) -> Ended {
+    let (path, body) = order(&args)?;
+    let accepted = client.post(path, &body, args.waiting.key.as_deref()).await?;
+    go_on(client, out, &args.waiting, accepted).await
+}
+
+/// Which call a restore is, and what is asked.
+fn order(args: &Restore) -> Result<(&'static str, serde_json::Value), Fault> {
+    let (reason, dry_run) = (args.waiting.reason.clone(), args.waiting.dry_run);
+    let start = match (args.start, args.paused) {
+        (true, _) => StartAs::Running,
+        (_, true) => StartAs::Paused,
+        _ => StartAs::Default,
+    };
+    let rest = RestRequest {
+        save_old: args.save_old,
+        destroy: args.destroy,
+        shutdown_ms: args.shutdown_time.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+    };
+    let backup = args.backup.clone().map(folder_or_id).transpose()?.unwrap_or_default();
+    let from = args.from.as_deref().map(whole).transpose()?;
+    let folder = args.folder.as_deref().map(whole).transpose()?;
+    if let Some(job) = args.undo.clone() {
+        let request = UndoRequest { job, cold: args.cold, rest, start, reason, dry_run };
+        return Ok(("/v1/restore/undo", body(&request)?));
+    }
+    if let Some(job) = args.discard.clone() {
+        return Ok(("/v1/restore/discard", body(&DiscardRequest { job, reason, dry_run })?));
+    }
+    if args.in_place {
+        let request = InPlaceRequest {
+            backup,
+            from,
+            trust_definition: args.trust_definition,
+            disks: args.disks.clone(),
+            folder,
+            cold: args.cold,
+            definition: args.definition,
+            rest,
+            start,
+            bandwidth: args.bandwidth,
+            reason,
+            dry_run,
+        };
+        return Ok(("/v1/restore/in-place", body(&request)?));
+    }
     let mut disks = BTreeMap::new();
-    for (disk, path) in args.disks {
-        if disks.insert(disk.clone(), whole(&path)?).is_some() {
+    for (disk, path) in &args.places {
+        if disks.insert(disk.clone(), whole(path)?).is_some() {
             return Err(Fault::permanent(codes::USAGE, "read --disk", disk, "it is given twice"));
         }
     }
     let request = RestoreRequest {
-        backup: folder_or_id(args.backup)?,
-        name: args.name,
+        backup,
+        from,
+        trust_definition: args.trust_definition,
+        name: args.name.clone().unwrap_or_default(),
         disks,
-        folder: args.folder.as_deref().map(whole).transpose()?,
+        folder,
         cold: args.cold,
-        start: match (args.start, args.paused) {
-            (true, _) => StartAs::Running,
-            (_, true) => StartAs::Paused,
-            _ => StartAs::Default,
-        },
+        start,
         connect: args.connect,
         bandwidth: args.bandwidth,
-        reason: args.waiting.reason.clone(),
-        dry_run: args.waiting.dry_run,
+        reason,
+        dry_run,
     };
-    let key = args.waiting.key.as_deref();
-    let accepted = client.post("/v1/restore", &request, key).await?;
-    go_on(client, out, &args.waiting, accepted).await
+    Ok(("/v1/restore", body(&request)?))
+}
+
+fn body<T: serde::Serialize>(request: &T) -> Result<serde_json::Value, Fault> {
+    serde_json::to_value(request)
+        .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, "write the request down", "", e))
 }
 
 pub(super) async fn verify(client: &Client, out: &Out, backup: &str, waiting: &Waiting) -> Ended {
@@ -78,8 +127,23 @@ pub(super) async fn verify(client: &Client, out: &Out, backup: &str, waiting: &W
 
 pub(super) async fn show_backup(client: &Client, out: &Out, backup: &str) -> Result<(), Fault> {
     let backup = folder_or_id(backup.to_owned())?;
-    let detail: BackupDetail = client.get(&format!("/v1/backups/show?backup={}", segment(&backup))).await?;
-    out.show(&detail, show::backup)
+    let detail: Result<BackupDetail, Fault> =
+        client.get(&format!("/v1/backups/show?backup={}", segment(&backup))).await;
+    match detail {
+        Err(fault) if fault.code == codes::NO_SUCH_BACKUP => {
+            let all: Vec<KeptRow> = client.get("/v1/kept").await?;
+            let meant = |row: &&KeptRow| {
+                let short = row.job.rsplit('-').next().unwrap_or_default();
+                row.job.starts_with(&backup) || short.starts_with(&backup)
+            };
+            let mut found = all.iter().filter(meant);
+            match (found.next(), found.next()) {
+                (Some(row), None) => out.show(row, kept::one),
+                _ => Err(fault),
+            }
+        }
+        detail => out.show(&detail?, show::backup),
+    }
 }
 
 async fn go_on(client: &Client, out: &Out, waiting: &Waiting, accepted: Accepted) -> Ended {

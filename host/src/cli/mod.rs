@@ -7,6 +7,7 @@
 pub mod args;
 mod audit;
 mod job;
+mod kept;
 mod make;
 mod show;
 mod wait;
@@ -163,7 +164,7 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
             return make::verify(&client(global)?, out, &backup, &waiting).await;
         }
         Command::Snapshot(args) => return make::snapshot(&client(global)?, out, args).await,
-        Command::Restore(args) => return make::restore(&client(global)?, out, args).await,
+        Command::Restore(args) => return make::restore(&client(global)?, out, *args).await,
         Command::Jobs(args) => {
             let jobs: Vec<JobRow> = client(global)?.get(&job::query(&args)?).await?;
             out.show(&jobs, |jobs| show::jobs(jobs))?;

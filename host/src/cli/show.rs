@@ -69,6 +69,7 @@ pub(super) fn status(status: &Status) -> String {
         text.push_str("\nRunning\n");
         text.push_str(&indent(&jobs(&status.running)));
     }
+    text.push_str(&super::kept::list(&status.kept));
     text.push('\n');
     if status.domains.is_empty() {
         text.push_str(if libvirt.reachable { "No domains.\n" } else { "Domains are not known.\n" });

@@ -73,7 +73,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let events: Arc<dyn EventStore> = store.clone();
     let engine = Engine::new(engine::Config {
         store: events,
-        registry: crate::site::registry(&world, store.id(), &roots),
+        registry: crate::site::registry(&world, store.id(), &roots, &config.restore_dir),
         clock: Arc::new(SystemClock),
         environment: Arc::new(facts.clone()),
         limits: crate::site::limits(&config),

@@ -14,8 +14,12 @@ use vmkeep_steps::hypervisor::{
     DomainJob, DomainRef, FileId, FreezeState, HvError, HvResult, Hypervisor, Image, Layer, Marker,
     NewIdentity, Observation, OverlaySpec, Qemu, QemuDisk, RunState, Space, Storage, Take, Target, Trouble,
 };
+use vmkeep_steps::image::copy::Identity;
 use vmkeep_steps::image::qcow2::Format;
 use vmkeep_steps::image::root::{Component, Roots};
+use vmkeep_steps::inplace::kept::{KeptDisk, Was};
+use vmkeep_steps::inplace::undo::RestoreUndo;
+use vmkeep_steps::inplace::{self, InPlaceOptions, InPlaceSettings, Kept, Rest, RestoreInPlace, UndoOptions};
 use vmkeep_steps::manifest::{
     self, BackupId, Consistency, Disk, FileEntry, Manifest, Memory, Role, SavedMemory,
 };
@@ -30,6 +34,8 @@ use vmkeep_workflow::{
 use crate::codes;
 
 const GIB: u64 = 1 << 30;
+/// The definition of the machine that is kept aside.
+const KEPT: &str = "<kept/>";
 
 /// The paper.
 pub(super) struct Scene {
@@ -54,7 +60,8 @@ impl Scene {
         let folder = std::env::temp_dir().join(format!("vmkeep-diagram-{}", Uuid::new_v4().simple()));
         let made = || {
             std::fs::create_dir_all(folder.join("root/backup"))?;
-            for name in ["vda.raw", "vdb.raw"] {
+            std::fs::create_dir_all(folder.join("kept"))?;
+            for name in ["vda.raw", "vdb.raw", "kept/vda.raw", "kept/vdb.raw"] {
                 std::fs::File::create(folder.join(name))?.set_len(2 * GIB)?;
             }
             Ok::<_, std::io::Error>(())
@@ -72,7 +79,8 @@ impl Scene {
     /// The representative plans, by name.
     pub(super) async fn plans(&self) -> Result<Vec<(&'static str, Plan)>, Fault> {
         let roots = Roots::open([self.folder.join("root")]).map_err(|e| fault(&e))?;
-        let places = Places { roots: Arc::new(roots) };
+        let roots = Arc::new(roots);
+        let places = Places { roots: roots.clone() };
         let snapshot = Snapshot::new(self.world(), places.clone(), Settings::new("store", "vmkeep"));
         let options = |memory: Option<MemoryOptions>| SnapshotOptions {
             target: self.folder.join("root"),
@@ -96,6 +104,8 @@ impl Scene {
         let restore = Restore::new(self.world(), places, RestoreSettings::default());
         let options = |cold: bool, then: Then| RestoreOptions {
             backup: self.folder.join("root/backup"),
+            outside: false,
+            trusted: false,
             name: "COPY".to_owned(),
             folder: Some(self.folder.join("root/restored")),
             disks: BTreeMap::new(),
@@ -107,13 +117,72 @@ impl Scene {
         let name = vmkeep_steps::restore::workflow::NAME;
         let warm = self.plan(&restore, name, &options(false, Then::Running)).await?;
         let cold = self.plan(&restore, name, &options(true, Then::Default)).await?;
+        let exchange = self.exchange(&roots)?;
+        let options = InPlaceOptions {
+            backup: self.folder.join("root/backup"),
+            outside: false,
+            trusted: false,
+            disks: Vec::new(),
+            folder: None,
+            cold: false,
+            definition: false,
+            rest: Rest::default(),
+            then: Then::Default,
+            bandwidth: 0,
+        };
+        let in_place = self.plan(&exchange, inplace::workflow::NAME, &options).await?;
+        let options = UndoOptions { job: self.job, cold: false, rest: Rest::default(), then: Then::Default };
+        let undo = self.plan(&RestoreUndo(exchange), inplace::undo::NAME, &options).await?;
         Ok(vec![
             ("snapshot", with_memory),
             ("snapshot-disk-only", disks_only),
             ("restore", warm),
             ("restore-cold", cold),
+            ("restore-in-place", in_place),
+            ("restore-undo", undo),
             ("verify", verify),
         ])
+    }
+
+    /// Exchanges of machines, with one that is kept aside.
+    fn exchange(&self, roots: &Arc<Roots>) -> Result<RestoreInPlace, Fault> {
+        let root = self.folder.join("root");
+        let kept = inplace::kept::folder_of(&root, self.job);
+        let disk = |target: &str| {
+            let path = self.folder.join("kept").join(format!("{target}.raw"));
+            let identity = Identity::at(&path).map_err(|e| fault(&e))?;
+            let chain = vec![path.clone()];
+            let target = target.into();
+            Ok::<_, Fault>(KeptDisk {
+                target,
+                path,
+                format: "raw".to_owned(),
+                chain,
+                identity,
+                replaced: true,
+            })
+        };
+        let record = Kept {
+            version: 1,
+            job: self.job,
+            at: Timestamp::UNIX_EPOCH,
+            domain: guest(),
+            because: "a restore".to_owned(),
+            was: Was::Running,
+            definition: blake3::hash(KEPT.as_bytes()).into(),
+            disks: vec![disk("vda")?, disk("vdb")?],
+            memory: false,
+            managed_save: false,
+            checkpoints: Vec::new(),
+        };
+        let record = serde_json::to_vec(&record).map_err(|e| fault(&e))?;
+        let written = std::fs::create_dir_all(&kept)
+            .and_then(|()| std::fs::write(kept.join(inplace::kept::RECORD), record))
+            .and_then(|()| std::fs::write(kept.join(inplace::kept::DEFINITION), KEPT));
+        written.map_err(|e| fault(&e))?;
+        let restore = RestoreSettings::default();
+        let settings = InPlaceSettings { store: "store".to_owned(), restored: root, restore };
+        Ok(RestoreInPlace::new(self.world(), Places { roots: roots.clone() }, settings))
     }
 
     async fn plan<O: serde::Serialize + Sync>(
@@ -249,10 +318,15 @@ impl Guest {
     }
 
     fn definition(&self) -> Definition {
+        self.definition_in("")
+    }
+
+    /// The definition with its disks in a folder of its own.
+    fn definition_in(&self, folder: &str) -> Definition {
         let disk = |target: &str| DiskDef {
             target: target.into(),
             device: DiskDevice::Disk,
-            source: DiskSource::File(self.layer(target).path),
+            source: DiskSource::File(self.folder.join(folder).join(format!("{target}.raw"))),
             format: Some("raw".to_owned()),
             backing: Backing::Probed,
             read_only: false,
@@ -402,8 +476,8 @@ impl Hypervisor for Guest {
     fn definition_changes(&self, _: &str, _: &str) -> HvResult<Vec<String>> {
         Ok(Vec::new())
     }
-    fn parse_definition(&self, _: &str) -> HvResult<Definition> {
-        Ok(self.definition())
+    fn parse_definition(&self, xml: &str) -> HvResult<Definition> {
+        Ok(self.definition_in(if xml == KEPT { "kept" } else { "" }))
     }
 }
 

@@ -40,7 +40,12 @@ impl Libvirt {
     }
 
     /// Replaces the persistent definition of a domain that has one.
-    async fn change_definition(&self, domain: &DomainId, what: &str, text: String) -> HvResult<()> {
+    pub(super) async fn change_definition(
+        &self,
+        domain: &DomainId,
+        what: &str,
+        text: String,
+    ) -> HvResult<()> {
         let uuid = domain.0;
         // Looked up in the same call: a definition that went away meanwhile must not be made anew.
         let name = format!("{what} of {uuid}");
@@ -184,7 +189,7 @@ fn taken_by(
 
 /// Makes a memory image durable with its name, and makes sure that it is whole: libvirt writes the header's last word
 /// after its own fdatasync.
-async fn seal(path: PathBuf) -> HvResult<()> {
+pub(super) async fn seal(path: PathBuf) -> HvResult<()> {
     let sealed = tokio::task::spawn_blocking(move || {
         let io = |e: &std::io::Error| {
             let trouble =

@@ -10,6 +10,8 @@ use vmkeep_steps::hypervisor::{
 };
 use vmkeep_steps::image::name::encode;
 
+use super::reach;
+
 /// The longest path of a Unix socket.
 const LONGEST_SOCKET: usize = 107;
 
@@ -171,6 +173,7 @@ fn devices(xml: &DomainXml) -> Result<Devices, XmlError> {
         tpm: !xml.tpms().is_empty(),
         agent: xml.has_agent_channel(),
         unsaveable,
+        reaches: reach::of(xml),
     })
 }
 
@@ -191,6 +194,9 @@ fn rewrite_tree(xml: &mut DomainXml, identity: &NewIdentity) -> Result<(), XmlEr
     xml.remove_metadata(MARKER_NAMESPACE);
     xml.set_name(&identity.name)?;
     xml.set_uuid(identity.id.0)?;
+    if identity.same {
+        return identity.disks.iter().try_for_each(|(target, layer)| point(xml, target, layer));
+    }
     xml.set_genid(derived("genid", &identity.id.0))?;
     for target in &identity.without {
         xml.remove_disk(&target.0)?;

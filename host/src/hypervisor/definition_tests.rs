@@ -42,6 +42,7 @@ fn identity() -> NewIdentity {
         disks: vec![("vda".into(), Layer { path: "/new/a.qcow2".into(), format: "qcow2".to_owned() })],
         without: vec!["vdb".into()],
         links_down: true,
+        same: false,
     }
 }
 

@@ -15,8 +15,17 @@ pub(super) fn write(marker: &Marker) -> Result<String, XmlError> {
         None => {}
         Some(Hold::Suspended) => element.set_attr("hold", "suspended")?,
         Some(Hold::Frozen) => element.set_attr("hold", "frozen")?,
+        Some(Hold::Begun) => element.set_attr("hold", "begun")?,
     }
     Ok(element.to_string())
+}
+
+/// Puts the marker into a definition, in place of any other.
+pub(super) fn put(xml: &mut DomainXml, marker: &Marker) -> Result<(), XmlError> {
+    xml.remove_metadata(MARKER_NAMESPACE);
+    let element = write(marker)?;
+    let body = element.strip_prefix("<job").unwrap_or(&element);
+    xml.set_metadata(&format!("<{PREFIX}:job xmlns:{PREFIX}='{MARKER_NAMESPACE}'{body}"))
 }
 
 /// The marker of a definition. One that is not understood still counts: whoever wrote it works here.
@@ -29,6 +38,7 @@ pub(super) fn read(xml: &DomainXml) -> Option<Marker> {
         hold: match element.attr("hold") {
             Some("suspended") => Some(Hold::Suspended),
             Some("frozen") => Some(Hold::Frozen),
+            Some("begun") => Some(Hold::Begun),
             _ => None,
         },
     })
@@ -44,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_marker_comes_back_as_it_was_written() {
-        for hold in [None, Some(Hold::Suspended), Some(Hold::Frozen)] {
+        for hold in [None, Some(Hold::Suspended), Some(Hold::Frozen), Some(Hold::Begun)] {
             let marker = Marker { store: "s\"<&'".to_owned(), job: "j".to_owned(), hold };
             let element = write(&marker).unwrap();
             let spaced = element

@@ -16,8 +16,10 @@ mod changes;
 mod definition;
 mod folders;
 mod graph;
+mod machine;
 mod marker;
 mod observe;
+mod reach;
 mod restored;
 mod stragglers;
 mod trouble;
@@ -327,6 +329,42 @@ impl Hypervisor for Libvirt {
             Err(e) if e.trouble == Trouble::NotRunning => Ok(()),
             other => other,
         }
+    }
+
+    async fn shutdown(&self, domain: &DomainId) -> HvResult<()> {
+        self.ask_to_shut_down(domain).await
+    }
+
+    async fn save_memory(&self, domain: &DomainId, path: &Path) -> HvResult<()> {
+        self.save_to(domain, path).await
+    }
+
+    async fn redefine(&self, domain: &DomainId, xml: &str) -> HvResult<()> {
+        self.replace_definition(domain, xml).await
+    }
+
+    async fn take_managed_save(&self, domain: &DomainId, to: &Path) -> HvResult<bool> {
+        self.keep_managed_save(domain, to).await
+    }
+
+    async fn give_managed_save(&self, domain: &DomainId, from: &Path) -> HvResult<()> {
+        self.return_managed_save(domain, from).await
+    }
+
+    async fn checkpoint_definitions(&self, domain: &DomainId) -> HvResult<Vec<(String, String)>> {
+        self.read_checkpoints(domain).await
+    }
+
+    async fn forget_checkpoints(&self, domain: &DomainId) -> HvResult<()> {
+        self.drop_checkpoints(domain).await
+    }
+
+    async fn give_checkpoint(&self, domain: &DomainId, name: &str, xml: &str) -> HvResult<()> {
+        self.return_checkpoint(domain, name, xml).await
+    }
+
+    fn with_marker(&self, xml: &str, marker: &Marker) -> HvResult<String> {
+        machine::marked(xml, marker)
     }
 
     fn rewrite_definition(&self, xml: &str, identity: &NewIdentity) -> HvResult<String> {

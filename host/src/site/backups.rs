@@ -21,6 +21,8 @@ impl Shortened for BackupId {
 #[derive(Clone, Debug)]
 pub(super) struct Backup {
     pub(super) path: PathBuf,
+    /// It lies below no root: the requester has named its folder.
+    pub(super) outside: bool,
     pub(super) stored: Stored,
 }
 
@@ -40,7 +42,9 @@ pub(super) fn all(roots: &[PathBuf]) -> Result<(Vec<Backup>, Vec<String>), Fault
         readable += 1;
         for entry in entries {
             match entry {
-                Entry::Backup { path, stored } => found.push(Backup { path, stored: *stored }),
+                Entry::Backup { path, stored } => {
+                    found.push(Backup { path, outside: false, stored: *stored })
+                }
                 Entry::Unreadable { path, error } => {
                     warnings.push(format!("the backup in {} cannot be read: {error}", path.display()));
                 }
@@ -112,8 +116,32 @@ fn none(wanted: &str, why: &str) -> Fault {
 fn in_folder(path: &Path, roots: &[PathBuf]) -> Result<Backup, Fault> {
     let folder = open(path, roots)?;
     match manifest::read(&folder) {
-        Ok(stored) => Ok(Backup { path: folder.path().to_owned(), stored }),
+        Ok(stored) => Ok(Backup { path: folder.path().to_owned(), outside: false, stored }),
         Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+/// The backup in a folder that the requester has named, wherever it lies. Blocks.
+pub(super) fn from_folder(path: &Path, roots: &[PathBuf]) -> Result<Backup, Fault> {
+    match in_folder(path, roots) {
+        Err(fault) if fault.code == codes::TARGET_OUTSIDE_ROOTS => {}
+        found => return found,
+    }
+    let object = path.display().to_string();
+    let root = TargetRoot::open(path)
+        .map_err(|e| Fault::permanent(codes::NO_SUCH_BACKUP, "open the backup's folder", object, e))?;
+    match manifest::read(root.folder()) {
+        Ok(stored) => Ok(Backup { path: root.folder().path().to_owned(), outside: true, stored }),
+        Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+/// What somebody means: an id, or a folder wherever it lies. Blocks.
+pub(super) fn wanted(backup: &str, from: Option<&Path>, roots: &[PathBuf]) -> Result<Backup, Fault> {
+    match (backup.is_empty(), from) {
+        (true, Some(from)) => from_folder(from, roots),
+        (false, None) => find(backup, roots),
+        _ => Err(super::orders::usage("name either a backup or its folder", "Give an id, or `--from DIR`")),
     }
 }
 

@@ -1,21 +1,24 @@
 //! The host that the daemon runs on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 use vmkeep_steps::hypervisor::{DomainRef, Hypervisor, Trouble};
+use vmkeep_steps::inplace::{InPlaceSettings, KeptMachine, RestoreInPlace};
 use vmkeep_steps::restore::{Restore, RestoreSettings};
 use vmkeep_steps::snapshot::{Places, World};
 use vmkeep_steps::workflows::snapshot::{Settings, Snapshot};
 use vmkeep_workflow::engine::Limits;
 use vmkeep_workflow::{Engine, Fault, Registry, Subject};
 
-use super::{OpenRoots, Order, Site, backups, domains, orders};
+use super::backups::Backup;
+use super::{OpenRoots, Order, Site, backups, domains, exchange, orders};
 use crate::api::types::{
-    BackupDetail, BackupRow, DomainRow, ErrorBody, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
+    BackupDetail, BackupRow, DiscardRequest, DomainRow, ErrorBody, Finding, InPlaceRequest, KeptRow,
+    LibvirtStatus, RestoreRequest, SnapshotRequest, UndoRequest,
 };
 use crate::codes;
 use crate::config::Config;
@@ -25,14 +28,17 @@ use crate::hypervisor::Libvirt;
 
 /// The step kinds and workflows of this release, at work on this world.
 #[must_use]
-pub fn registry(world: &World, store: Uuid, roots: &OpenRoots) -> Registry {
+pub fn registry(world: &World, store: Uuid, roots: &OpenRoots, restored: &Path) -> Registry {
     let places = Places { roots: roots.roots.clone() };
     let settings = Settings::new(store.to_string(), concat!("vmkeep ", env!("CARGO_PKG_VERSION")));
     let registry = Registry::new()
         .workflow(crate::verify::Verify)
         .step(crate::verify::VerifyBackup { roots: roots.roots.clone() });
     let registry = Snapshot::new(world.clone(), places.clone(), settings).register(registry);
-    Restore::new(world.clone(), places, RestoreSettings::default()).register(registry)
+    let restore = RestoreSettings::default();
+    let registry = Restore::new(world.clone(), places.clone(), restore).register(registry);
+    let settings = InPlaceSettings { store: store.to_string(), restored: restored.to_owned(), restore };
+    RestoreInPlace::new(world.clone(), places, settings).register(registry)
 }
 
 /// How many jobs may run at once: in all, and per root that they write to.
@@ -90,6 +96,21 @@ impl Host {
         })
     }
 
+    /// The backup that somebody means, whose root is there.
+    async fn wanted(&self, backup: &str, from: Option<&Path>) -> Result<Backup, Fault> {
+        let (backup, from) = (backup.to_owned(), from.map(Path::to_owned));
+        let one = self.blocking(move |roots| backups::wanted(&backup, from.as_deref(), roots)).await?;
+        self.roots.usable(&one.path)?;
+        Ok(one)
+    }
+
+    async fn kept_machine(&self, job: &str) -> Result<KeptMachine, Fault> {
+        self.roots.usable(&self.config.restore_dir)?;
+        let (config, places) = (self.config.clone(), Places { roots: self.roots.roots.clone() });
+        let job = job.to_owned();
+        self.blocking(move |_| exchange::find(&config, &places, &job)).await
+    }
+
     fn unreachable(&self, error: vmkeep_steps::hypervisor::HvError) -> Fault {
         error
             .fault(codes::HYPERVISOR_UNREACHABLE, "ask libvirt", &self.config.connect)
@@ -133,14 +154,34 @@ impl Site for Host {
     }
 
     async fn restore(&self, request: &RestoreRequest, key: Option<&str>) -> Result<Order, Fault> {
-        let wanted = request.backup.clone();
-        let one = self.blocking(move |roots| backups::find(&wanted, roots)).await?;
-        self.roots.usable(&one.path)?;
-        let order = orders::restore(&self.config, request, &one.path, key)?;
+        let one = self.wanted(&request.backup, request.from.as_deref()).await?;
+        let order = orders::restore(&self.config, request, (&one.path, one.outside), key)?;
         for target in orders::restore_targets(&order)? {
             self.roots.usable(&target)?;
         }
         Ok(order)
+    }
+
+    async fn in_place(&self, request: &InPlaceRequest) -> Result<Order, Fault> {
+        let one = self.wanted(&request.backup, request.from.as_deref()).await?;
+        self.roots.usable(&self.config.restore_dir)?;
+        if let Some(folder) = &request.folder {
+            self.roots.usable(folder)?;
+        }
+        exchange::in_place(&self.config, request, &one)
+    }
+
+    async fn undo(&self, request: &UndoRequest) -> Result<Order, Fault> {
+        exchange::undo(request, &self.kept_machine(&request.job).await?)
+    }
+
+    async fn discard(&self, request: &DiscardRequest) -> Result<Order, Fault> {
+        exchange::discard(&self.kept_machine(&request.job).await?)
+    }
+
+    async fn kept(&self) -> Result<(Vec<KeptRow>, Vec<String>), Fault> {
+        let (config, places) = (self.config.clone(), Places { roots: self.roots.roots.clone() });
+        self.blocking(move |_| Ok(exchange::all(&config, &places))).await
     }
 
     async fn verify(&self, backup: &str) -> Result<Order, Fault> {

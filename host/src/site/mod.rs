@@ -4,6 +4,7 @@
 
 mod backups;
 mod domains;
+mod exchange;
 mod host;
 mod orders;
 mod roots;
@@ -16,7 +17,8 @@ pub use host::{Host, limits, registry};
 pub use roots::OpenRoots;
 
 use crate::api::types::{
-    BackupDetail, BackupRow, DomainRow, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
+    BackupDetail, BackupRow, DiscardRequest, DomainRow, Finding, InPlaceRequest, KeptRow, LibvirtStatus,
+    RestoreRequest, SnapshotRequest, UndoRequest,
 };
 
 /// A request translated for the engine.
@@ -56,6 +58,30 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// When the backup is unknown or the request makes no sense.
     async fn restore(&self, request: &RestoreRequest, key: Option<&str>) -> Result<Order, Fault>;
+
+    /// The order for a restore in place.
+    ///
+    /// # Errors
+    /// When the backup is unknown or the request makes no sense.
+    async fn in_place(&self, request: &InPlaceRequest) -> Result<Order, Fault>;
+
+    /// The order for bringing back what is kept aside.
+    ///
+    /// # Errors
+    /// When nothing is kept under that job.
+    async fn undo(&self, request: &UndoRequest) -> Result<Order, Fault>;
+
+    /// The order for removing what is kept aside.
+    ///
+    /// # Errors
+    /// When nothing is kept under that job.
+    async fn discard(&self, request: &DiscardRequest) -> Result<Order, Fault>;
+
+    /// The machines that are kept aside, newest first. What could not be read comes along as warnings.
+    ///
+    /// # Errors
+    /// When it could not be looked at all.
+    async fn kept(&self) -> Result<(Vec<KeptRow>, Vec<String>), Fault>;
 
     /// The order for reading a backup again.
     ///

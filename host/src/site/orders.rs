@@ -11,14 +11,14 @@ use serde_json::Value;
 use uuid::Uuid;
 use vmkeep_steps::hypervisor::DomainRef;
 use vmkeep_steps::image::name::encode;
-use vmkeep_steps::restore::{self, RestoreOptions, Then};
+use vmkeep_steps::restore::{self, RestoreOptions};
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::memory::IfSlow;
 use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, Phase, SnapshotOptions, Waits};
 use vmkeep_workflow::{Fault, Subject, WorkflowName};
 
 use super::Order;
-use crate::api::types::{OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
+use crate::api::types::{OnBusyMemory, RestoreRequest, SnapshotRequest, WaitBefore};
 use crate::codes;
 use crate::config::Config;
 
@@ -84,7 +84,7 @@ pub(super) fn snapshot(
 pub(super) fn restore(
     config: &Config,
     request: &RestoreRequest,
-    backup: &Path,
+    (backup, outside): (&Path, bool),
     key: Option<&str>,
 ) -> Result<Order, Fault> {
     if request.name.is_empty() {
@@ -96,15 +96,13 @@ pub(super) fn restore(
         request.folder.as_ref().map_or_else(|| config.restore_dir.join(encode(&request.name)), clean);
     let options = RestoreOptions {
         backup: backup.to_owned(),
+        outside,
+        trusted: request.trust_definition,
         name: request.name.clone(),
         folder: Some(folder.clone()),
         disks: request.disks.iter().map(|(target, path)| (target.clone(), clean(path))).collect(),
         cold: request.cold,
-        then: match request.start {
-            StartAs::Default => Then::Default,
-            StartAs::Running => Then::Running,
-            StartAs::Paused => Then::Paused,
-        },
+        then: super::exchange::then(request.start),
         connect: request.connect,
         bandwidth: request.bandwidth.unwrap_or(config.limits.bandwidth),
     };
@@ -208,20 +206,23 @@ mod tests {
     fn restored_domains_get_folders_of_their_own_whatever_they_are_called() {
         let of = |name: &str| {
             let request = RestoreRequest { name: name.to_owned(), ..RestoreRequest::default() };
-            let order = restore(&config(), &request, Path::new("/b/x"), None).unwrap();
+            let order = restore(&config(), &request, (Path::new("/b/x"), false), None).unwrap();
             restore_targets(&order).unwrap().remove(0)
         };
         assert_eq!(of("web"), Path::new("/s/restored/web"));
         assert_eq!(of("../../etc").parent(), Some(Path::new("/s/restored")));
         assert_ne!(of("a/b"), of("a b"));
         let nameless = RestoreRequest::default();
-        assert_eq!(restore(&config(), &nameless, Path::new("/b/x"), None).unwrap_err().code, codes::USAGE);
+        assert_eq!(
+            restore(&config(), &nameless, (Path::new("/b/x"), false), None).unwrap_err().code,
+            codes::USAGE
+        );
     }
 
     #[test]
     fn a_repeated_restore_with_its_key_means_the_same_domain_and_without_one_another() {
         let request = RestoreRequest { name: "new".to_owned(), ..RestoreRequest::default() };
-        let id = |key| restore(&config(), &request, Path::new("/b/x"), key).unwrap().subject.id;
+        let id = |key| restore(&config(), &request, (Path::new("/b/x"), false), key).unwrap().subject.id;
         assert_eq!(id(Some("k")), id(Some("k")));
         assert_ne!(id(Some("k")), id(Some("l")));
         assert_ne!(id(None), id(None));

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 use vmkeep_host::api::listener::{Peer, Socket};
 use vmkeep_host::api::types::{
-    BackupDetail, BackupRow, DaemonPhase, DomainRow, Finding, LibvirtStatus, RestoreRequest, SnapshotRequest,
+    BackupDetail, BackupRow, DaemonPhase, DiscardRequest, DomainRow, Finding, InPlaceRequest, KeptRow,
+    LibvirtStatus, RestoreRequest, SnapshotRequest, UndoRequest,
 };
 use vmkeep_host::api::{App, router};
 use vmkeep_host::client::Client;
@@ -133,6 +134,32 @@ impl Site for ToySite {
 
     async fn restore(&self, request: &RestoreRequest, _: Option<&str>) -> Result<Order, Fault> {
         Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", &request.backup, "there are none"))
+    }
+
+    async fn in_place(&self, request: &InPlaceRequest) -> Result<Order, Fault> {
+        Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", &request.backup, "there are none"))
+    }
+
+    async fn undo(&self, request: &UndoRequest) -> Result<Order, Fault> {
+        Err(Fault::permanent(
+            codes::CANNOT_WORK_ON_UNDEFINED_OBJECT,
+            "find it",
+            &request.job,
+            "there is none",
+        ))
+    }
+
+    async fn discard(&self, request: &DiscardRequest) -> Result<Order, Fault> {
+        Err(Fault::permanent(
+            codes::CANNOT_WORK_ON_UNDEFINED_OBJECT,
+            "find it",
+            &request.job,
+            "there is none",
+        ))
+    }
+
+    async fn kept(&self) -> Result<(Vec<KeptRow>, Vec<String>), Fault> {
+        Ok((vec![], vec![]))
     }
 
     async fn verify(&self, backup: &str) -> Result<Order, Fault> {

@@ -11,6 +11,8 @@ mod cut_off;
 mod disks;
 mod domains;
 mod holds;
+mod in_place;
+mod in_place_killed;
 mod jobs;
 mod killed;
 mod libvirtd_killed;

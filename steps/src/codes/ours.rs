@@ -59,5 +59,7 @@ super::codes! { OURS:
 119 MEMORY_LOST "The memory image of the backup is not usable." "Its writing was cut off." "Nothing is to be done: the job goes back, start it again."
 120 REPLAY_DIVERGED "A journal does not replay." "The journal was changed, or this release decides otherwise than the one that wrote it." "`vmkeep audit verify` tells whether it was changed; if not, use the release that wrote it and report this."
 121 NOT_PERMITTED "This user may not use the API." "Only the user that vmkeepd runs as may." "Run `vmkeep` as that user."
+122 CANNOT_BRING_TO_REST "The domain could not be brought to rest." "It was asked to shut down and did not, or it is paused and cannot." "Shut it down from within, or allow `--destroy` or `--save-old`."
+123 DEFINITION_NOT_TRUSTED "A definition from outside the roots reaches into the host." "It names programs, scripts, files or devices of the host, and anybody may have written it." "Read it; if you answer for it, use `--trust-definition`."
 124 STORE_UNAVAILABLE "The store cannot be read or written." "The file system of the state folder is full, read-only, failing or not mounted, or vmkeepd may not write there." "Mend what the message names; the journal itself is not known to be damaged. Guests that a job held were set free if the store could be read. Then start vmkeepd again."
 }

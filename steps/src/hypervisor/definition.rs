@@ -132,4 +132,8 @@ pub struct Devices {
     pub agent: bool,
     /// Devices that keep a memory image from being taken, in words: host devices, virtiofs, …
     pub unsaveable: Vec<String>,
+    /// What in it reaches into the host beyond the images of its disks, in words: programs and scripts that are run,
+    /// files and devices of the host. For definitions that somebody else may have written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reaches: Vec<String>,
 }

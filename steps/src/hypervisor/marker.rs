@@ -18,6 +18,9 @@ pub enum Hold {
     Suspended,
     /// Its file systems are, or are about to be, frozen by us.
     Frozen,
+    /// Its QEMU was started by us and stands before the first instruction that is new to it. Not to be taken back by
+    /// anybody but the job that started it: only the job knows whether this guest is to run at all.
+    Begun,
 }
 
 /// The note.

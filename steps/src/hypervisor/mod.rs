@@ -102,6 +102,8 @@ pub struct NewIdentity {
     pub without: Vec<Target>,
     /// Whether the links of all network cards are down.
     pub links_down: bool,
+    /// It takes the place of the very domain that the definition was of: nothing but name, UUID and disks changes.
+    pub same: bool,
 }
 
 /// libvirt and QEMU.
@@ -229,6 +231,54 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Ends QEMU at once, as pulling the plug does. `Ok` if the domain is off.
     async fn destroy(&self, domain: &DomainId) -> HvResult<()>;
 
+    /// Asks the guest to shut down, through its agent if it has one, else by the power button. Returns at once; a guest
+    /// may obey much later, or never. `Ok` if the domain is off.
+    async fn shutdown(&self, _domain: &DomainId) -> HvResult<()> {
+        not_here("shut a guest down")
+    }
+
+    /// Saves the memory into a file that does not exist, and ends QEMU. Returns when the file is whole and durable with
+    /// its name. [`Trouble::Cancelled`] after [`Hypervisor::abort_domain_job`]: the guest goes on, the file is gone.
+    async fn save_memory(&self, _domain: &DomainId, _path: &Path) -> HvResult<()> {
+        not_here("save a guest's memory")
+    }
+
+    /// Replaces the persistent definition of a domain that has one by this one, by one act, durably.
+    async fn redefine(&self, _domain: &DomainId, _xml: &str) -> HvResult<()> {
+        not_here("replace a definition")
+    }
+
+    /// Keeps the managed save image as a file of that path (durable; it may be there from an attempt that was cut off),
+    /// then lets libvirt forget it. `Ok(false)` if there is none.
+    async fn take_managed_save(&self, _domain: &DomainId, _to: &Path) -> HvResult<bool> {
+        not_here("set a managed save image aside")
+    }
+
+    /// Gives libvirt such a file back: the next start loads it. `Ok` if it has one.
+    async fn give_managed_save(&self, _domain: &DomainId, _from: &Path) -> HvResult<()> {
+        not_here("give a managed save image back")
+    }
+
+    /// Names and definitions of libvirt's checkpoints, parents before children; each can be given back.
+    async fn checkpoint_definitions(&self, _domain: &DomainId) -> HvResult<Vec<(String, String)>> {
+        not_here("read checkpoints")
+    }
+
+    /// Lets libvirt forget all checkpoints; the bitmaps in the images stay.
+    async fn forget_checkpoints(&self, _domain: &DomainId) -> HvResult<()> {
+        not_here("forget checkpoints")
+    }
+
+    /// Gives libvirt such a checkpoint back. `Ok` if it has one of that name.
+    async fn give_checkpoint(&self, _domain: &DomainId, _name: &str, _xml: &str) -> HvResult<()> {
+        not_here("give a checkpoint back")
+    }
+
+    /// The definition with this marker in it.
+    fn with_marker(&self, _xml: &str, _marker: &Marker) -> HvResult<String> {
+        not_here("mark a definition")
+    }
+
     /// The same definition under another identity. What this program does not understand is kept; our marker is not.
     fn rewrite_definition(&self, xml: &str, identity: &NewIdentity) -> HvResult<String>;
 
@@ -238,4 +288,8 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Reads a definition as this hypervisor would: its disks and devices.
     fn parse_definition(&self, xml: &str) -> HvResult<Definition>;
+}
+
+fn not_here<T>(what: &str) -> HvResult<T> {
+    Err(HvError::new(Trouble::Unsupported, format!("this hypervisor cannot {what}")))
 }

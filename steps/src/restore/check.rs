@@ -29,6 +29,9 @@ use crate::text;
 pub(super) struct Facts {
     /// The backup's folder.
     pub backup: PathBuf,
+    /// Its owner has named that folder himself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outside: bool,
     /// The hash of its manifest.
     pub manifest: manifest::Digest,
     /// The new domain: neither its name nor its UUID exist.
@@ -38,20 +41,20 @@ pub(super) struct Facts {
 }
 
 /// Reads the backup, and looks whether all of it is there.
-pub(super) async fn read_backup(places: &Places, folder: &Path) -> Result<Stored, Fault> {
+pub(crate) async fn read_backup(places: &Places, folder: &Path, outside: bool) -> Result<Stored, Fault> {
     let (places, path) = (places.clone(), folder.to_owned());
     let object = folder.display().to_string();
-    match tokio::task::spawn_blocking(move || read_now(&places, &path)).await {
+    match tokio::task::spawn_blocking(move || read_now(&places, &path, outside)).await {
         Ok(read) => read,
         Err(e) => Err(Fault::permanent(Code::UNDEFINED, "read the backup", object, e)),
     }
 }
 
-fn read_now(places: &Places, path: &Path) -> Result<Stored, Fault> {
+fn read_now(places: &Places, path: &Path, outside: bool) -> Result<Stored, Fault> {
     let doing = "read the backup";
     let object = path.display().to_string();
     let folder =
-        places.roots.open_folder(path).map_err(|e| place_fault(&e, codes::NO_SUCH_BACKUP, doing, &object))?;
+        places.open(path, outside).map_err(|e| place_fault(&e, codes::NO_SUCH_BACKUP, doing, &object))?;
     let stored = manifest::read(&folder).map_err(|e| {
         let code = match &e {
             ManifestError::Place(RootError::Missing { .. }) => codes::NO_SUCH_BACKUP,
@@ -76,7 +79,7 @@ fn read_now(places: &Places, path: &Path) -> Result<Stored, Fault> {
 }
 
 /// The definition in the backup, as text and as the hypervisor reads it.
-pub(super) async fn definition(
+pub(crate) async fn definition(
     world: &World,
     places: &Places,
     options: &RestoreOptions,
@@ -87,7 +90,12 @@ pub(super) async fn definition(
     let Some(entry) = manifest.file(&name) else {
         return Err(Fault::permanent(codes::MANIFEST_MISMATCH, doing, name.to_string(), "it is not listed"));
     };
-    let stored = StoredDefinition { backup: options.backup.clone(), name, blake3: entry.blake3 };
+    let stored = StoredDefinition {
+        backup: options.backup.clone(),
+        outside: options.outside,
+        name,
+        blake3: entry.blake3,
+    };
     let text = stored.read(places).await?;
     let parsed = world
         .hypervisor
@@ -105,8 +113,37 @@ pub(super) async fn definition(
     Ok((stored, parsed))
 }
 
+/// Whether a definition that lay outside the roots, where anybody may have written it, may be used.
+///
+/// A definition is a program for whoever runs the hypervisor: it names a binary to start, scripts to run, files of the
+/// host to read and to write. What a backup below a root says was written by this very program.
+pub(crate) fn harmless(
+    options: &RestoreOptions,
+    definition: &Definition,
+    manifest: &Manifest,
+) -> Result<(), Fault> {
+    if !options.outside || options.trusted {
+        return Ok(());
+    }
+    let mut reaches = definition.devices.reaches.clone();
+    for disk in &definition.disks {
+        if let DiskSource::File(path) = &disk.source
+            && manifest.disk(&disk.target.0).is_none()
+        {
+            reaches.push(format!("disk {} is {}", disk.target, path.display()));
+        }
+    }
+    if reaches.is_empty() {
+        return Ok(());
+    }
+    let (doing, name) = ("use a definition from outside the roots", &manifest.domain.name);
+    let cause = format!("it reaches into the host: {}", reaches.join("; "));
+    Err(Fault::permanent(codes::DEFINITION_NOT_TRUSTED, doing, name, cause)
+        .remedy("Read it; if you answer for it: `--trust-definition`"))
+}
+
 /// Whether name and UUID are free, and libvirt would take the name.
-pub(super) async fn name(world: &World, domain: &DomainRef) -> Result<(), Fault> {
+pub(crate) async fn name(world: &World, domain: &DomainRef) -> Result<(), Fault> {
     let doing = "name the new domain";
     let name = &domain.name;
     if name.trim().is_empty() || name.contains(['/', '\n', '\0']) {
@@ -133,7 +170,7 @@ fn look_fault(e: HvError, doing: &str, object: &str) -> Fault {
 }
 
 /// Whether the original is still defined here.
-pub(super) async fn original_exists(world: &World, manifest: &Manifest) -> Result<bool, Fault> {
+pub(crate) async fn original_exists(world: &World, manifest: &Manifest) -> Result<bool, Fault> {
     let original = DomainRef { id: DomainId(manifest.domain.uuid), name: manifest.domain.name.clone() };
     let found = find(world, &original).await;
     found.map(|found| found.is_some()).map_err(|e| look_fault(e, "look for the original", &original.name))
@@ -142,7 +179,7 @@ pub(super) async fn original_exists(world: &World, manifest: &Manifest) -> Resul
 /// What becomes of the disks that the definition has and the backup has not: those that must go, and what to say.
 ///
 /// What only reads stays, if its medium is there. What writes must not be shared with the original.
-pub(super) async fn others(
+pub(crate) async fn others(
     definition: &Definition,
     manifest: &Manifest,
     with_memory: bool,
@@ -203,7 +240,7 @@ async fn unfit(disk: &DiskDef) -> Option<String> {
 }
 
 /// Whether the memory image can be used here at all.
-pub(super) async fn memory(
+pub(crate) async fn memory(
     world: &World,
     places: &Places,
     options: &RestoreOptions,
@@ -218,13 +255,16 @@ pub(super) async fn memory(
         let cause = format!("it is of version {} and compression {:?}", saved.version, saved.compression);
         return Err(unknown(cause));
     }
-    let folder = places.roots.open_folder(&options.backup);
+    let folder = places.open(&options.backup, options.outside);
     let folder = folder.map_err(|e| place_fault(&e, codes::CANNOT_READ_STATE_FILE, doing, &object))?;
     let read = world.hypervisor.memory_image_definition(&folder.path_of(&saved.file)).await;
-    read.map_err(|e| match e.trouble {
+    let text = read.map_err(|e| match e.trouble {
         Trouble::Unreachable | Trouble::TimedOut => look_fault(e, doing, &object),
         _ => unknown(e.to_string()),
     })?;
+    // A guest is loaded with the definition that lies in the image, whatever other one there is.
+    let parsed = world.hypervisor.parse_definition(&text).map_err(|e| unknown(e.to_string()))?;
+    harmless(options, &parsed, manifest)?;
     let here = world.hypervisor.environment().await.map_err(|e| look_fault(e, doing, &object))?;
     if let (Some(then), Some(now)) = (&manifest.host.qemu, here.get("qemu"))
         && let (Some(made), Some(present)) = (version(then), version(now))
@@ -243,11 +283,11 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// The folders that are needed, and what of them is missing; nothing may be where an image goes; and there is room.
-pub(super) async fn room(
+pub(crate) async fn room(
     places: &Places,
     settings: RestoreSettings,
     images: &[ImageInput],
-    memory: Option<(PathBuf, u64)>,
+    memory: Option<(PathBuf, bool, u64)>,
 ) -> Result<Vec<PlaceInput>, Fault> {
     let (places, images) = (places.clone(), images.to_vec());
     match tokio::task::spawn_blocking(move || room_now(&places, settings, &images, memory)).await {
@@ -260,20 +300,23 @@ fn room_now(
     places: &Places,
     settings: RestoreSettings,
     images: &[ImageInput],
-    memory: Option<(PathBuf, u64)>,
+    memory: Option<(PathBuf, bool, u64)>,
 ) -> Result<Vec<PlaceInput>, Fault> {
     let doing = "find a place for the disks";
     let mut found: Vec<PlaceInput> = Vec::new();
     let mut needed: BTreeMap<u64, (u64, Space, PathBuf)> = BTreeMap::new();
     let wants = images
         .iter()
-        .map(|image| Ok((image.folder.clone(), Some(image.name.clone()), data_of(places, image)?)))
-        .chain(memory.map(|(folder, bytes)| Ok((folder, None, bytes))));
+        .map(|image| Ok((image.folder.clone(), image.own, Some(image.name.clone()), data_of(places, image)?)))
+        .chain(memory.map(|(folder, own, bytes)| Ok((folder, own, None, bytes))));
     for want in wants {
-        let (folder, name, bytes) = want?;
+        let (folder, own, name, bytes) = want?;
         let object = folder.display().to_string();
         let fault = |e: &RootError| place_fault(e, codes::CANNOT_WRITE_TO_BACKUP_LOCATION, doing, &object);
-        let (open, missing) = nearest(places, &folder).map_err(|e| fault(&e))?;
+        let (open, missing) = match own {
+            true => (places.open(&folder, true).map_err(|e| fault(&e))?, Vec::new()),
+            false => nearest(places, &folder).map_err(|e| fault(&e))?,
+        };
         open.check_writable().map_err(|e| fault(&e))?;
         if let Some(name) = name
             && missing.is_empty()
@@ -288,7 +331,7 @@ fn room_now(
         let space = open.space().map_err(|e| fault(&e))?;
         let entry = needed.entry(stat.st_dev).or_insert_with(|| (0, space, folder.clone()));
         entry.0 = entry.0.saturating_add(bytes);
-        if !found.iter().any(|place| place.folder == folder) {
+        if !own && !found.iter().any(|place| place.folder == folder) {
             found.push(PlaceInput { folder, missing });
         }
     }
@@ -318,7 +361,7 @@ fn data_of(places: &Places, image: &ImageInput) -> Result<u64, Fault> {
     let object = image.wanted.backup.join(image.wanted.name.as_str()).display().to_string();
     let fault =
         |e: &dyn std::fmt::Display| Fault::permanent(codes::MISSING_NECESSARY_FILES, doing, &object, e);
-    let folder = places.roots.open_folder(&image.wanted.backup).map_err(|e| fault(&e))?;
+    let folder = places.open(&image.wanted.backup, image.wanted.outside).map_err(|e| fault(&e))?;
     let file = folder.open_file(&RelPath::from(image.wanted.name.clone())).map_err(|e| fault(&e))?;
     data_bytes(&file).map_err(|e| fault(&e))
 }
@@ -344,8 +387,8 @@ fn nearest(places: &Places, folder: &Path) -> Result<(Folder, Vec<PathBuf>), Roo
 
 impl Facts {
     /// What differs from when the plan was made, if anything does.
-    pub(super) async fn differ(&self, world: &World, places: &Places) -> Result<Option<String>, Fault> {
-        let there = read_backup(places, &self.backup).await;
+    pub(crate) async fn differ(&self, world: &World, places: &Places) -> Result<Option<String>, Fault> {
+        let there = read_backup(places, &self.backup, self.outside).await;
         match there {
             Ok(stored) if stored.hash == self.manifest => {}
             Ok(_) => return Ok(Some("the backup's manifest has changed".to_owned())),

@@ -33,6 +33,9 @@ const DOING: &str = "restore the file";
 pub struct Wanted {
     /// The backup's folder.
     pub backup: PathBuf,
+    /// That folder lies below no root: its owner has named it himself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outside: bool,
     /// Its name there.
     pub name: Component,
     /// Its size in bytes.
@@ -84,6 +87,8 @@ pub(super) struct Fetch {
     pub(super) wanted: Wanted,
     /// The folder that it goes to.
     pub(super) folder: PathBuf,
+    /// That is the folder of an image of the domain's own.
+    pub(super) own: bool,
     /// Its name there; without one it keeps the name that it is written under.
     pub(super) name: Option<Component>,
     pub(super) head: Head,
@@ -91,7 +96,7 @@ pub(super) struct Fetch {
 }
 
 /// The name under which a job writes a file.
-pub(super) fn aside(job: JobId, what: &str) -> Component {
+pub(crate) fn aside(job: JobId, what: &str) -> Component {
     let digest = blake3::hash(what.as_bytes()).to_hex();
     Component::literal(format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16]))
 }
@@ -132,7 +137,7 @@ impl Fetch {
 
     fn work(&self, job: JobId, resume: &Stage, saved: &Stage, watch: &Watch) -> Result<Restored, Fault> {
         let object = self.object();
-        let folder = self.places.roots.open_folder(&self.folder).map_err(|e| place(&e, &object))?;
+        let folder = self.places.open(&self.folder, self.own).map_err(|e| place(&e, &object))?;
         let aside = aside(job, self.key());
         if let Stage::Placing(restored) = saved {
             let restored = restored.clone();
@@ -237,7 +242,7 @@ impl Fetch {
         let object = path.display().to_string();
         let missing =
             |e: &RootError| place_fault(e, codes::MISSING_NECESSARY_FILES, "read the backup", &object);
-        let folder = self.places.roots.open_folder(&self.wanted.backup).map_err(|e| missing(&e))?;
+        let folder = self.places.open(&self.wanted.backup, self.wanted.outside).map_err(|e| missing(&e))?;
         let file = folder.open_file(&RelPath::from(self.wanted.name.clone())).map_err(|e| missing(&e))?;
         let source = SourceFile::from_file(file, path).map_err(|e| self.fault(e))?;
         let found = source.identity().size;
@@ -308,7 +313,7 @@ impl Fetch {
     }
 
     fn look(&self, job: JobId, saved: Option<Value>) -> Verdict<Restored> {
-        let folder = match self.places.roots.open_folder(&self.folder) {
+        let folder = match self.places.open(&self.folder, self.own) {
             Ok(folder) => folder,
             Err(RootError::Missing { .. }) => return Verdict::NotDone,
             Err(e) => return Verdict::Unknown(e.to_string()),
@@ -350,7 +355,7 @@ impl Fetch {
     }
 
     fn remove(&self, job: JobId, output: Option<&Restored>) -> Result<(), RootError> {
-        let folder = match self.places.roots.open_folder(&self.folder) {
+        let folder = match self.places.open(&self.folder, self.own) {
             Err(RootError::Missing { .. }) => return Ok(()),
             folder => folder?,
         };

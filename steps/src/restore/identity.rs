@@ -37,6 +37,9 @@ pub struct NewDomain {
     pub without: Vec<Target>,
     /// Whether the cables of its network cards are out.
     pub links_down: bool,
+    /// It takes the place of the original itself, with all that it is but its disks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same: bool,
 }
 
 impl NewDomain {
@@ -48,7 +51,7 @@ impl NewDomain {
         NewIdentity {
             name: self.domain.name.clone(),
             id: self.domain.id,
-            mac_seed: Some(u64::from_le_bytes(seed)),
+            mac_seed: (!self.same).then(|| u64::from_le_bytes(seed)),
             disks: self
                 .disks
                 .iter()
@@ -59,6 +62,7 @@ impl NewDomain {
                 .collect(),
             without: self.without.clone(),
             links_down: self.links_down,
+            same: self.same,
         }
     }
 }
@@ -68,6 +72,9 @@ impl NewDomain {
 pub struct StoredDefinition {
     /// The backup's folder.
     pub backup: PathBuf,
+    /// That folder lies below no root: its owner has named it himself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outside: bool,
     /// The file.
     pub name: Component,
     /// The hash of its content.
@@ -94,8 +101,7 @@ impl StoredDefinition {
         let doing = "read the definition";
         let object = self.backup.join(self.name.as_str()).display().to_string();
         let file = places
-            .roots
-            .open_folder(&self.backup)
+            .open(&self.backup, self.outside)
             .and_then(|folder| folder.open_file(&RelPath::from(self.name.clone())))
             .map_err(|e| place_fault(&e, codes::CANNOT_READ_XML_FILE, doing, &object))?;
         let mut text = String::new();

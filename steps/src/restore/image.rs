@@ -28,6 +28,9 @@ pub struct ImageInput {
     pub virtual_size: u64,
     /// The folder that it goes to.
     pub folder: PathBuf,
+    /// That is the folder of an image of the domain's own; it need not lie below a root.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
     /// Its name there.
     pub name: Component,
     /// The image in the same folder that it is to stand on.
@@ -48,9 +51,9 @@ impl ImageInput {
 
 impl RestoreImage {
     fn fetch(&self, input: ImageInput) -> Fetch {
-        let ImageInput { wanted, format, virtual_size, folder, name, backing, bandwidth } = input;
+        let ImageInput { wanted, format, virtual_size, folder, own, name, backing, bandwidth } = input;
         let head = Head::Image { format, virtual_size, backing };
-        Fetch { places: self.0.clone(), wanted, folder, name: Some(name), head, bandwidth }
+        Fetch { places: self.0.clone(), wanted, folder, own, name: Some(name), head, bandwidth }
     }
 }
 

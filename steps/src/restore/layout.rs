@@ -21,14 +21,14 @@ use crate::image::root::Component;
 use crate::manifest::{Disk, FileEntry, Manifest};
 
 /// Where everything goes.
-pub(super) struct Layout {
-    pub(super) images: Vec<ImageInput>,
-    pub(super) disks: Vec<NewDisk>,
+pub(crate) struct Layout {
+    pub(crate) images: Vec<ImageInput>,
+    pub(crate) disks: Vec<NewDisk>,
 }
 
 const DOING: &str = "find a place for the disks";
 
-pub(super) fn lay_out(manifest: &Manifest, options: &RestoreOptions) -> Result<Layout, Fault> {
+pub(crate) fn lay_out(manifest: &Manifest, options: &RestoreOptions) -> Result<Layout, Fault> {
     for target in options.disks.keys() {
         if manifest.disk(target).is_none() {
             let cause = format!("the backup holds {}", targets(manifest));
@@ -118,6 +118,7 @@ fn place(
                 layout.images.push(ImageInput {
                     wanted: Wanted {
                         backup: options.backup.clone(),
+                        outside: options.outside,
                         name: entry.name.clone(),
                         size: entry.size,
                         blake3: entry.blake3,
@@ -125,6 +126,7 @@ fn place(
                     format,
                     virtual_size,
                     folder: folder.clone(),
+                    own: false,
                     name,
                     backing: None,
                     bandwidth: options.bandwidth,

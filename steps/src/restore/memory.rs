@@ -37,6 +37,9 @@ pub struct MemoryImageInput {
     pub wanted: Wanted,
     /// The folder that the copy goes to.
     pub folder: PathBuf,
+    /// That is the folder of an image of the domain's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
     /// The new domain.
     pub new: NewDomain,
     /// Bytes per second; 0 for no limit.
@@ -45,7 +48,7 @@ pub struct MemoryImageInput {
 }
 
 /// What a restore with memory says when memory cannot be used.
-pub(super) const GO_COLD: &str = "Restore with `--cold`: the disks are complete without the memory";
+pub(crate) const GO_COLD: &str = "Restore with `--cold`: the disks are complete without the memory";
 
 impl RestoreMemory {
     fn fetch(&self, input: &MemoryImageInput, head: Vec<u8>) -> Fetch {
@@ -53,6 +56,7 @@ impl RestoreMemory {
             places: self.places.clone(),
             wanted: input.wanted.clone(),
             folder: input.folder.clone(),
+            own: input.own,
             name: None,
             head: Head::Bytes(head),
             bandwidth: input.bandwidth,
@@ -65,7 +69,7 @@ impl RestoreMemory {
         let object = input.wanted.backup.join(input.wanted.name.as_str());
         let shown = object.display().to_string();
         // The hypervisor takes a path; opening the folder resolves it and refuses one that leads elsewhere.
-        let backup = self.places.roots.open_folder(&input.wanted.backup);
+        let backup = self.places.open(&input.wanted.backup, input.wanted.outside);
         let backup = backup.map_err(|e| place_fault(&e, codes::CANNOT_READ_STATE_FILE, doing, &shown))?;
         let path = backup.path_of(&input.wanted.name);
         let hypervisor = &self.world.hypervisor;

@@ -19,13 +19,13 @@
 //! **With memory** the guest goes on where it was, and still believes in its old identity: host name, addresses,
 //! machine id. That is why its cables are out unless the original is gone or the caller says otherwise.
 
-mod check;
+pub(crate) mod check;
 pub mod define;
 pub mod fetch;
 pub mod folder;
 pub mod identity;
 pub mod image;
-mod layout;
+pub(crate) mod layout;
 pub mod memory;
 pub mod options;
 pub mod resume;

@@ -24,8 +24,14 @@ pub enum Then {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreOptions {
-    /// The backup's folder, below a root.
+    /// The backup's folder.
     pub backup: PathBuf,
+    /// Its owner has named that folder himself; it lies below no root.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub outside: bool,
+    /// Its definition was shown to somebody who answers for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trusted: bool,
     /// The name of the new domain.
     pub name: String,
     /// Where all disks go that are not named in `disks`; below a root, made if need be.

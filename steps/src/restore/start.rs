@@ -59,7 +59,7 @@ struct Pulled {
 }
 
 /// What is wrong with the files that QEMU has, if anything is.
-pub(super) fn strange_files(qemu: &Qemu, new: &NewDomain, images: &[PathBuf]) -> Option<String> {
+pub(crate) fn strange_files(qemu: &Qemu, new: &NewDomain, images: &[PathBuf]) -> Option<String> {
     let same = |a: &Path, b: &Path| match (Identity::at(a), Identity::at(b)) {
         (Ok(a), Ok(b)) => a.same_file(&b),
         _ => a == b,
@@ -131,7 +131,7 @@ impl StartDomain {
 }
 
 /// The first of these files that somebody has written to since it was restored.
-fn written_to(images: &[Restored]) -> Result<Option<PathBuf>, CopyError> {
+pub(crate) fn written_to(images: &[Restored]) -> Result<Option<PathBuf>, CopyError> {
     for image in images {
         let file = SourceFile::open(&image.path)?;
         let is = file.identity();

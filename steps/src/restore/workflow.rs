@@ -112,9 +112,10 @@ impl Workflow for Restore {
         })?;
         let domain = DomainRef { id, name: options.name.clone() };
 
-        let stored = check::read_backup(&self.places, &options.backup).await?;
+        let stored = check::read_backup(&self.places, &options.backup, options.outside).await?;
         let manifest = &stored.manifest;
         let (definition, parsed) = check::definition(&self.world, &self.places, &options, manifest).await?;
+        check::harmless(&options, &parsed, manifest)?;
         check::name(&self.world, &domain).await?;
         let saved = manifest.memory.saved().filter(|_| !options.cold);
         if let Some(saved) = saved {
@@ -123,14 +124,16 @@ impl Workflow for Restore {
         let original = check::original_exists(&self.world, manifest).await?;
         let (without, mut notes) = check::others(&parsed, manifest, saved.is_some()).await?;
         let Layout { images, disks } = lay_out(manifest, &options)?;
-        let new = NewDomain { domain, disks, without, links_down: original && !options.connect };
+        let links_down = original && !options.connect;
+        let new = NewDomain { domain, disks, without, links_down, same: false };
         let memory = saved.and_then(|saved| memory_input(manifest, saved, &options, &new));
-        let memory_room = memory.as_ref().map(|memory| (memory.folder.clone(), memory.wanted.size));
+        let memory_room = memory.as_ref().map(|memory| (memory.folder.clone(), false, memory.wanted.size));
         let places = check::room(&self.places, self.settings, &images, memory_room).await?;
         notes.extend(advice(manifest, &new, memory.is_some()));
 
         let facts = Facts {
             backup: options.backup.clone(),
+            outside: options.outside,
             manifest: stored.hash,
             domain: new.domain.clone(),
             free: images.iter().map(ImageInput::path).collect(),
@@ -167,11 +170,13 @@ fn memory_input(
     Some(MemoryImageInput {
         wanted: Wanted {
             backup: options.backup.clone(),
+            outside: options.outside,
             name: entry.name.clone(),
             size: entry.size,
             blake3: entry.blake3,
         },
         folder,
+        own: false,
         new: new.clone(),
         bandwidth: options.bandwidth,
     })

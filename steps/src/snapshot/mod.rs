@@ -36,12 +36,13 @@ pub mod tidy;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use vmkeep_workflow::{Class, Code, Fault, Verdict};
 
 use crate::hypervisor::{DomainId, HvError, Hypervisor, Observation, Storage, Trouble};
-use crate::image::root::Roots;
+use crate::image::root::{Folder, RootError, Roots, TargetRoot};
 
 /// The world that the steps work in.
 #[derive(Clone)]
@@ -90,6 +91,14 @@ pub(crate) fn on_the_way_back(e: HvError, code: Code, doing: &str, object: &str)
 pub struct Places {
     /// The configured roots.
     pub roots: Arc<Roots>,
+}
+
+impl Places {
+    /// Opens a folder below a root. One that is not, but that the owner of this program has named himself, or that
+    /// holds an image of the very domain that is worked on (`own`), counts as a root of its own.
+    pub(crate) fn open(&self, path: &Path, own: bool) -> Result<Folder, RootError> {
+        if own { TargetRoot::open(path)?.folder().try_clone() } else { self.roots.open_folder(path) }
+    }
 }
 
 /// What a probe says when it could not look.

@@ -47,7 +47,7 @@ pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Re
         return Ok(Release::NotHeld);
     };
     match marker.hold {
-        None => Ok(Release::NotHeld),
+        None | Some(Hold::Begun) => Ok(Release::NotHeld),
         Some(_) if !seen.state.is_active() => Ok(Release::NotHeld),
         Some(Hold::Frozen) => {
             world.hypervisor.thaw(domain).await?;

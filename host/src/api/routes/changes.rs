@@ -60,13 +60,18 @@ pub(super) async fn verify(
     place(&app, order, asked, key(&headers)?).await
 }
 
-struct Asked {
-    reason: Option<String>,
-    dry_run: bool,
-    queue: bool,
+pub(super) struct Asked {
+    pub(super) reason: Option<String>,
+    pub(super) dry_run: bool,
+    pub(super) queue: bool,
 }
 
-async fn place(app: &Arc<App>, order: Order, asked: Asked, key: Option<String>) -> Answer<Accepted> {
+pub(super) async fn place(
+    app: &Arc<App>,
+    order: Order,
+    asked: Asked,
+    key: Option<String>,
+) -> Answer<Accepted> {
     let request = JobRequest {
         workflow: order.workflow,
         subject: order.subject,

@@ -39,6 +39,16 @@ pub(super) async fn status(Extract(app): State) -> Answer<Status> {
     } else {
         Vec::new()
     };
+    let kept = match app.site.kept().await {
+        Ok((kept, more)) => {
+            warnings.extend(more);
+            kept
+        }
+        Err(fault) => {
+            warnings.push(fault.to_string());
+            Vec::new()
+        }
+    };
     let reserve_spent = match app.store.reserve().await {
         Ok(reserve) => reserve == Reserve::Spent,
         Err(error) => {
@@ -66,6 +76,7 @@ pub(super) async fn status(Extract(app): State) -> Answer<Status> {
         domains,
         running: running.into_iter().map(row).collect(),
         attention: attention.into_iter().map(row).collect(),
+        kept,
         warnings,
     }))
 }

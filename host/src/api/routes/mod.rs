@@ -2,6 +2,7 @@
 
 mod audit;
 mod changes;
+mod exchange;
 mod jobs;
 mod looks;
 mod watch;
@@ -61,6 +62,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/backups/verify", post(changes::verify))
         .route("/v1/snapshot", post(changes::snapshot))
         .route("/v1/restore", post(changes::restore))
+        .route("/v1/restore/in-place", post(exchange::in_place))
+        .route("/v1/restore/undo", post(exchange::undo))
+        .route("/v1/restore/discard", post(exchange::discard))
+        .route("/v1/kept", get(exchange::kept))
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/jobs/{job}", get(jobs::show))
         .route("/v1/jobs/{job}/history", get(jobs::history))

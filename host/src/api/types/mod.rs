@@ -4,6 +4,7 @@
 //! option means the default that is stated here; times are RFC 3339 in UTC, sizes are bytes, spans are milliseconds
 //! where the name ends in `_ms`.
 
+mod exchange;
 mod requests;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase};
 
 use crate::codes;
 
+pub use exchange::{DiscardRequest, InPlaceRequest, KeptRow, RestRequest, UndoRequest};
 pub use requests::{Act, OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
 
 /// The header that makes a repeated request harmless.
@@ -170,6 +172,9 @@ pub struct Status {
     pub running: Vec<JobRow>,
     /// Jobs that need an operator.
     pub attention: Vec<JobRow>,
+    /// Machines that restores in place have set aside.
+    #[serde(default)]
+    pub kept: Vec<KeptRow>,
     /// Anything else that should worry somebody.
     pub warnings: Vec<String>,
 }

@@ -88,8 +88,15 @@ pub enum StartAs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreRequest {
-    /// The backup's id, its unique beginning, or its folder.
+    /// The backup's id, its unique beginning, or its folder; empty with `from`.
+    #[serde(default)]
     pub backup: String,
+    /// The backup's folder, wherever it lies; instead of `backup`.
+    #[serde(default)]
+    pub from: Option<PathBuf>,
+    /// Whether the requester answers for a definition from outside the roots that reaches into the host.
+    #[serde(default)]
+    pub trust_definition: bool,
     /// The new domain's name.
     #[serde(rename = "as")]
     pub name: String,

@@ -1,0 +1,110 @@
+//! `keep-aside`: the folder in which a machine is kept, with its definition; and `forget-kept`: the folder is removed
+//! once the machine has come back.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use vmkeep_workflow::ids::StepKind;
+use vmkeep_workflow::{Class, Fault, Step, StepContext, Verdict};
+
+use super::kept::{self, DEFINITION, RECORD, blocking, fixed};
+use crate::codes;
+use crate::image::root::RootError;
+use crate::snapshot::Places;
+
+/// Makes the folder.
+#[derive(Debug)]
+pub struct KeepAside(pub Places);
+
+/// What it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepInput {
+    /// The folder.
+    pub kept: PathBuf,
+    /// The persistent definition.
+    pub definition: String,
+}
+
+#[async_trait]
+impl Step for KeepAside {
+    const KIND: StepKind = StepKind::new("keep-aside", 1);
+    type Input = KeepInput;
+    type Output = ();
+
+    async fn run(&self, _: &StepContext, input: KeepInput) -> Result<(), Fault> {
+        let KeepInput { kept, definition } = input;
+        let (doing, code) = ("keep the definition", codes::CANNOT_SAVE_XML);
+        blocking(&self.0, code, doing, &kept.clone(), move |places| {
+            let folder = places.roots.make_folder(&kept)?;
+            kept::write(&folder, &fixed(DEFINITION), definition.as_bytes())
+        })
+        .await
+    }
+
+    /// Writing the same again does no harm.
+    async fn probe(&self, cx: &StepContext, _: KeepInput) -> Verdict<()> {
+        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+    }
+
+    async fn undo(&self, _: &StepContext, input: KeepInput, _: Option<()>) -> Result<(), Fault> {
+        clear(&self.0, input.kept).await
+    }
+}
+
+async fn clear(places: &Places, kept: PathBuf) -> Result<(), Fault> {
+    let doing = "remove what was kept aside";
+    let code = codes::NOT_ALL_FILES_DELETED_FROM_RETAIN_LOCATION;
+    let gone = blocking(places, code, doing, &kept.clone(), move |places| kept::remove(places, &kept)).await;
+    gone.map_err(|fault| fault.class(Class::Transient))
+}
+
+/// Removes the folder.
+#[derive(Debug)]
+pub struct ForgetKept(pub Places);
+
+/// What it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgetInput {
+    /// The folder.
+    pub kept: PathBuf,
+}
+
+#[async_trait]
+impl Step for ForgetKept {
+    const KIND: StepKind = StepKind::new("forget-kept", 1);
+    type Input = ForgetInput;
+    type Output = ();
+
+    async fn run(&self, _: &StepContext, input: ForgetInput) -> Result<(), Fault> {
+        // The record first: from here on the machine is not kept aside, it is there.
+        let (doing, code) =
+            ("forget the machine that has come back", codes::NOT_ALL_FILES_DELETED_FROM_RETAIN_LOCATION);
+        let kept = input.kept.clone();
+        blocking(&self.0, code, doing, &input.kept, move |places| {
+            let folder = match places.roots.open_folder(&kept) {
+                Err(RootError::Missing { .. }) => return Ok(()),
+                folder => folder?,
+            };
+            folder.remove_file(&fixed(RECORD))?;
+            folder.sync()
+        })
+        .await?;
+        clear(&self.0, input.kept).await
+    }
+
+    async fn probe(&self, cx: &StepContext, input: ForgetInput) -> Verdict<()> {
+        if cx.still_running {
+            return Verdict::InFlight("it has not returned".to_owned());
+        }
+        match self.0.roots.open_folder(&input.kept) {
+            Err(RootError::Missing { .. }) => Verdict::Done(()),
+            Ok(folder) => match folder.stat(&fixed(RECORD)) {
+                Ok(Some(_)) => Verdict::NotDone,
+                Ok(None) => Verdict::Partial(serde_json::json!({ "record": "gone" })),
+                Err(e) => Verdict::Unknown(e.to_string()),
+            },
+            Err(e) => Verdict::Unknown(e.to_string()),
+        }
+    }
+}
