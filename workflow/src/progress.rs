@@ -46,6 +46,8 @@ struct Inner {
     job: JobId,
     row: String,
     state: Mutex<Live>,
+    /// Held while the row is written: a report that was slow on its way must not undo a token that was stored since.
+    writing: tokio::sync::Mutex<()>,
     runtime: Option<tokio::runtime::Handle>,
 }
 
@@ -92,6 +94,7 @@ impl Progress {
                 advanced: Instant::now(),
                 written: None,
             }),
+            writing: tokio::sync::Mutex::new(()),
             runtime: tokio::runtime::Handle::try_current().ok(),
         }))
     }
@@ -104,6 +107,7 @@ impl Progress {
             job: JobId::new(),
             row: String::new(),
             state: Mutex::new(Live { row: ProgressRow::default(), advanced: Instant::now(), written: None }),
+            writing: tokio::sync::Mutex::new(()),
             runtime: None,
         }))
     }
@@ -114,7 +118,7 @@ impl Progress {
 
     /// So much is done. Cheap: call it as often as convenient. Counts as a sign of life if `done` changed.
     pub fn report(&self, done: u64, total: u64, unit: &str) {
-        let row = {
+        {
             let mut live = self.live();
             let now = Instant::now();
             if live.row.amount.done != done {
@@ -125,16 +129,13 @@ impl Progress {
                 return;
             }
             live.written = Some(now);
-            live.row.clone()
-        };
-        let (Some(runtime), Some(store)) = (&self.0.runtime, self.0.store.clone()) else { return };
-        let (job, name) = (self.0.job, self.0.row.clone());
+        }
+        let Some(runtime) = &self.0.runtime else { return };
+        let this = self.clone();
         runtime.spawn(async move {
             // Lost progress is no fault: the next report carries all of it again.
-            if let Ok(value) = serde_json::to_value(&row)
-                && let Err(error) = store.put_row(job, &name, &value).await
-            {
-                tracing::debug!(%job, row = name, %error, "progress was not stored");
+            if let Err((_, error)) = this.write().await {
+                tracing::debug!(job = %this.0.job, row = this.0.row, error, "progress was not stored");
             }
         });
     }
@@ -149,20 +150,26 @@ impl Progress {
     /// # Errors
     /// When the store did not take it.
     pub async fn save<T: Serialize + Sync>(&self, token: &T) -> Result<(), Fault> {
-        let fault = |code: Code, cause: String| {
+        let fault = |(code, cause): (Code, String)| {
             Fault::transient(code, "store how far the step is", self.0.row.clone(), cause)
         };
-        let token = serde_json::to_value(token).map_err(|e| fault(Code::UNDEFINED, e.to_string()))?;
-        let row = {
+        let token = serde_json::to_value(token).map_err(|e| fault((Code::UNDEFINED, e.to_string())))?;
+        {
             let mut live = self.live();
             live.row.token = Some(token);
             live.advanced = Instant::now();
             live.written = Some(Instant::now());
-            live.row.clone()
-        };
+        }
+        self.write().await.map_err(fault)
+    }
+
+    /// Writes the row as it is now, one after the other.
+    async fn write(&self) -> Result<(), (Code, String)> {
         let Some(store) = &self.0.store else { return Ok(()) };
-        let value = serde_json::to_value(&row).map_err(|e| fault(Code::UNDEFINED, e.to_string()))?;
-        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| fault(e.code(), e.to_string()))
+        let _writing = self.0.writing.lock().await;
+        let row = self.live().row.clone();
+        let value = serde_json::to_value(&row).map_err(|e| (Code::UNDEFINED, e.to_string()))?;
+        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| (e.code(), e.to_string()))
     }
 
     /// The resume token that was stored last, by this attempt or an earlier one.
