@@ -59,6 +59,8 @@ async fn words_that_make_no_sense_exit_with_64_and_never_with_2() {
         &["restore", "--discard", "b", "--cold"],
         &["restore", "a", "--as", "b", "--save-old"],
         &["restore", "a", "--in-place", "--connect"],
+        &["restore", "a", "--as", "b", "--disks", "vda"],
+        &["restore", "--undo", "b", "--definition"],
         &["job"],
         &["job", "settle", "a", "--how", "magic"],
         &["jobs", "--state", "asleep"],

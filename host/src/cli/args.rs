@@ -202,10 +202,10 @@ pub struct Restore {
     #[arg(long, value_name = "JOB", conflicts_with_all = ["cold", "start", "paused"])]
     pub discard: Option<String>,
     /// With --as, where one disk goes: vda=/path/to/file (may be repeated)
-    #[arg(long = "disk", value_name = "DISK=PATH", value_parser = disk_place, requires = "name")]
+    #[arg(long = "disk", value_name = "DISK=PATH", value_parser = disk_place, conflicts_with_all = ["in_place", "undo", "discard"])]
     pub places: Vec<(String, PathBuf)>,
     /// With --in-place, only these disks, by target: vda,vdb (needs --cold if the backup has memory)
-    #[arg(long, value_name = "DISK", value_delimiter = ',', requires = "in_place")]
+    #[arg(long, value_name = "DISK", value_delimiter = ',', conflicts_with_all = ["name", "undo", "discard"])]
     pub disks: Vec<String>,
     /// Where all other disks go (default: with --as a folder of their own, with --in-place beside the old ones)
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["undo", "discard"])]
@@ -214,7 +214,7 @@ pub struct Restore {
     #[arg(long)]
     pub cold: bool,
     /// With --in-place, bring the backup's definition back as well
-    #[arg(long, requires = "in_place")]
+    #[arg(long, conflicts_with_all = ["name", "undo", "discard"])]
     pub definition: bool,
     /// Let it run (default with --as: paused with memory, shut off without; else: as it is now)
     #[arg(long, conflicts_with = "paused")]
@@ -223,7 +223,7 @@ pub struct Restore {
     #[arg(long)]
     pub paused: bool,
     /// With --as, let its network links be up from the start (the original may be running!)
-    #[arg(long, requires = "name")]
+    #[arg(long, conflicts_with_all = ["in_place", "undo", "discard"])]
     pub connect: bool,
     /// Save the memory of the machine that is there, and keep it aside with it
     #[arg(long, conflicts_with_all = ["name", "discard"])]

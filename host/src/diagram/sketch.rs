@@ -216,19 +216,18 @@ impl Scene {
         let text = text.replace(&root, "ROOT").replace(&self.folder.display().to_string(), "/images");
         let job = self.job.short();
         let mut out = String::with_capacity(text.len());
-        for (i, part) in text.split('/').enumerate() {
-            if i > 0 {
-                out.push('/');
-            }
-            // A folder's name of time and job; what follows it belongs to the label.
-            match part.find(&job) {
-                Some(at) => {
-                    out.push_str("TIME-JOB");
-                    out.push_str(&part[at + job.len()..]);
-                }
-                None => out.push_str(part),
-            }
+        let mut rest = text.as_str();
+        while let Some(at) = rest.find(&job) {
+            // A folder's name of time and job, or the job alone.
+            let time = at.checked_sub(17).filter(|from| {
+                rest.as_bytes()[at - 2] == b'Z'
+                    && rest.get(*from..).is_some_and(|time| time.starts_with("20"))
+            });
+            out.push_str(&rest[..time.unwrap_or(at)]);
+            out.push_str(if time.is_some() { "TIME-JOB" } else { "JOB" });
+            rest = &rest[at + job.len()..];
         }
+        out.push_str(rest);
         out
     }
 }

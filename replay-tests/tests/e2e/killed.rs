@@ -10,7 +10,7 @@ use crate::support::bed::{Bed, judge_backup, small};
 use crate::support::{Host, about, assert_ticks, disks, files_below, until};
 
 /// Runs a command with vmkeepd killed once at every boundary on one side of the journal, and judges each run.
-pub fn at_every_boundary(
+fn at_every_boundary(
     side: &str,
     workflow: &str,
     host: &Host,

@@ -12,7 +12,6 @@ mod disks;
 mod domains;
 mod holds;
 mod in_place;
-mod in_place_killed;
 mod jobs;
 mod killed;
 mod libvirtd_killed;

@@ -110,24 +110,30 @@ impl BeginMachine {
         for step in &input.restored {
             images.extend(cx.outputs.of::<RestoreImage>(step)?);
         }
-        let (path, check): (PathBuf, Box<dyn FnOnce() -> Result<Option<String>, String> + Send>) =
-            match from {
-                MemoryFrom::Backup { step } => {
-                    let image = cx.outputs.of::<RestoreMemory>(step)?.ok_or_else(|| {
-                        Fault::permanent(Code::UNDEFINED, doing, name, "the memory was not restored")
-                    })?;
-                    let check = move || match written_to(&images) {
-                        Ok(path) => Ok(path
-                            .map(|path| format!("{} was written to since it was restored", path.display()))),
-                        Err(e) => Err(e.to_string()),
-                    };
-                    (image.path, Box::new(check))
+        let path = match from {
+            MemoryFrom::Backup { step } => match cx.outputs.of::<RestoreMemory>(step)? {
+                Some(image) => image.path,
+                None => {
+                    return Err(Fault::permanent(
+                        Code::UNDEFINED,
+                        doing,
+                        name,
+                        "the memory was not restored",
+                    ));
                 }
-                MemoryFrom::Kept { path, disks } => {
-                    let (memory, disks) = (path.clone(), disks.clone());
-                    (path.clone(), Box::new(move || Ok(misfit(&memory, &disks))))
-                }
-            };
+            },
+            MemoryFrom::Kept { path, .. } => path.clone(),
+        };
+        let kept = match from {
+            MemoryFrom::Backup { .. } => None,
+            MemoryFrom::Kept { path, disks } => Some((path.clone(), disks.clone())),
+        };
+        let check = move || match kept {
+            Some((memory, disks)) => Ok(misfit(&memory, &disks)),
+            None => written_to(&images).map(|path| {
+                path.map(|path| format!("{} was written to since it was restored", path.display()))
+            }),
+        };
         match tokio::task::spawn_blocking(check).await {
             Ok(Ok(None)) => Ok(path),
             Ok(Ok(Some(cause))) => {

@@ -3,7 +3,7 @@
 //! It is the same exchange as a restore in place, with the images, the memory and the definition of the machine that was
 //! kept. The one that is there is set aside in turn, under this job: an undo can be undone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -36,9 +36,9 @@ pub struct RestoreUndo(pub RestoreInPlace);
 
 impl RestoreUndo {
     /// The definition of the machine that is kept.
-    async fn definition(&self, kept: &Kept, folder: &PathBuf) -> Result<String, Fault> {
+    async fn definition(&self, kept: &Kept, folder: &Path) -> Result<String, Fault> {
         let doing = "read the definition of the machine that is kept";
-        let path = folder.clone();
+        let path = folder.to_owned();
         let text = blocking(&self.0.places, codes::CANNOT_READ_XML_FILE, doing, folder, move |places| {
             kept::read(&places.roots.open_folder(&path)?, &fixed(DEFINITION))
         })
