@@ -16,7 +16,7 @@ use crate::plan::StepSpec;
 use crate::step::{AnyStep, StepContext};
 
 use super::Shared;
-use super::driver::Message;
+use super::inbox::Message;
 
 /// An attempt that this process has started.
 pub(super) struct Live {

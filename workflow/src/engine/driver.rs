@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,6 @@ use crate::decide::{Command, decide};
 use crate::event::{Body, Timer, Verdict};
 use crate::fault::{Class, Code, Fault};
 use crate::ids::{JobId, Phase, StepName};
-use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::state::{Mode, Run};
 use crate::step::{Outputs, PlanContext, StepContext};
@@ -25,31 +24,12 @@ use crate::summary::JobSummary;
 
 use super::Shared;
 use super::attempt::{self, Live};
+use super::inbox::{Handle, Message};
 use super::log::{Log, Lost};
 use super::view::JobView;
 
 /// How often the world is asked for the facts of a plan before that counts as a difference.
 const FACTS_TRIES: u32 = 5;
-
-/// Something that happened.
-pub(super) enum Message {
-    Outcome { step: StepName, phase: Phase, attempt: u32, result: Result<Value, Fault> },
-    Stalled { step: StepName, phase: Phase, attempt: u32 },
-    Probed { step: StepName, phase: Phase, attempt: u32, verdict: Verdict },
-    Fired(Timer),
-    Planned(Box<Result<Plan, Fault>>),
-    Facts { before: StepName, found: Result<Option<String>, Fault> },
-    Act { body: Box<Body>, reply: oneshot::Sender<Result<(), Fault>> },
-    View(oneshot::Sender<JobView>),
-    Drain,
-}
-
-/// How others reach a driver.
-#[derive(Clone)]
-pub(super) struct Handle {
-    pub(super) inbox: mpsc::UnboundedSender<Message>,
-    pub(super) summary: watch::Receiver<JobSummary>,
-}
 
 /// What a driver starts with.
 pub(super) struct Start {

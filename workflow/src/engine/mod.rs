@@ -16,6 +16,7 @@
 mod attempt;
 mod clock;
 mod driver;
+mod inbox;
 pub(crate) mod log;
 mod schedule;
 mod view;
@@ -25,7 +26,6 @@ use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::sync::oneshot;
 
 use crate::event::{Actor, Body, Event, IfBusy, JobRequest, Settle};
 use crate::fault::{Code, Fault};
@@ -39,7 +39,8 @@ use crate::summary::{JobStatus, JobSummary};
 pub use clock::{Clock, Environment, NoEnvironment, SystemClock};
 pub use view::{JobView, StageView, StepState, StepView};
 
-use driver::{Message, Start};
+use driver::Start;
+use inbox::Message;
 use log::Log;
 use schedule::{Queued, Shared, internal, unfoldable, unreadable};
 
@@ -308,13 +309,11 @@ impl Engine {
     }
 
     async fn act(&self, job: JobId, body: Body) -> Result<(), Fault> {
-        if let Some(handle) = self.0.handle(job) {
-            let (reply, answer) = oneshot::channel();
-            if handle.inbox.send(Message::Act { body: Box::new(body.clone()), reply }).is_ok()
-                && let Ok(answer) = answer.await
-            {
-                return answer;
-            }
+        if let Some(handle) = self.0.handle(job)
+            && let Some(answer) =
+                handle.ask(|reply| Message::Act { body: Box::new(body.clone()), reply }).await
+        {
+            return answer;
         }
         if self.0.schedule().queue.iter().any(|queued| queued.job == job) {
             return self.0.act_on_queued(job, body).await;
@@ -334,13 +333,10 @@ impl Engine {
     /// # Errors
     /// When the job does not exist or its history cannot be read.
     pub async fn view(&self, job: JobId) -> Result<JobView, Fault> {
-        if let Some(handle) = self.0.handle(job) {
-            let (reply, answer) = oneshot::channel();
-            if handle.inbox.send(Message::View(reply)).is_ok()
-                && let Ok(view) = answer.await
-            {
-                return Ok(view);
-            }
+        if let Some(handle) = self.0.handle(job)
+            && let Some(view) = handle.ask(Message::View).await
+        {
+            return Ok(view);
         }
         let summary = self.summary(job).await?;
         let parked = self.0.schedule().parked.get(&job).cloned();

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{self, Ended, Handle, Start};
+use super::driver::{self, Ended, Start};
+use super::inbox::Handle;
 use super::log::{self, Log};
 use super::{Clock, Environment, Limits};
 use crate::event::{Actor, Body, Event, JobRequest};
