@@ -10,7 +10,7 @@ use replay_tests::testbed::{DiskSpec, Guest, GuestSpec, MIB, ProcessId};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::bed::{Bed, small};
+use crate::support::bed::{Bed, manifest_of, small};
 use crate::support::renames::{Act, Renames};
 use crate::support::{Host, about, assert_untouched, until};
 
@@ -122,8 +122,10 @@ fn a_freeze_of_ours_always_ends_and_that_of_somebody_else_is_never_touched() {
         daemon.end();
     }
 
-    bed.guest.virsh("domfsfreeze", &[]).unwrap();
     let daemon = bed.host.daemon();
+    bed.host.ok(&["snapshot", "web1", "--disk-only", "--quiesce"]);
+    assert_eq!(manifest_of(&bed.host.backups()[0])["consistency"], "quiesced");
+    bed.guest.virsh("domfsfreeze", &[]).unwrap();
     bed.host.fails(&["snapshot", "web1", "--disk-only", "--quiesce"], 101, &["domfsthaw"]);
     assert!(frozen(&bed.guest), "after a backup that failed for it");
     bed.host.ok(&args);

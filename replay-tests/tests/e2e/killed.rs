@@ -70,10 +70,10 @@ fn at_every_boundary(
     println!("{workflow}, {side} each of {clean} events: {ends:?}");
 }
 
-fn snapshot_killed(side: &str) {
+fn snapshot_killed(side: &str, args: &[&str]) {
     let bed = Bed::boot(&small("web1"));
     let host = &bed.host;
-    at_every_boundary(side, "snapshot", host, &["snapshot", "web1"], |case, row| {
+    at_every_boundary(side, "snapshot", host, args, |case, row| {
         println!("{case}: {}", row["status"]);
         bed.assert_back_home();
         let backups = host.backups();
@@ -94,12 +94,17 @@ fn snapshot_killed(side: &str) {
 
 #[test]
 fn vmkeepd_killed_before_every_event_of_a_snapshot_ends_whole() {
-    snapshot_killed("before");
+    snapshot_killed("before", &["snapshot", "web1"]);
 }
 
 #[test]
 fn vmkeepd_killed_after_every_event_of_a_snapshot_ends_whole() {
-    snapshot_killed("after");
+    snapshot_killed("after", &["snapshot", "web1"]);
+}
+
+#[test]
+fn vmkeepd_killed_after_every_event_of_a_snapshot_of_the_disks_alone_ends_whole() {
+    snapshot_killed("after", &["snapshot", "web1", "--disk-only"]);
 }
 
 fn restore_killed(side: &str) {

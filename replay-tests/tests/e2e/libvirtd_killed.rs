@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::bed::{Bed, small};
+use crate::support::bed::{Bed, in_the_middle, large, small};
 use crate::support::renames::{Act, Renames};
 use crate::support::{about, disks, signal, until};
 
@@ -159,6 +159,26 @@ fn a_domain_that_libvirt_has_forgotten_is_left_alone_until_its_qemu_is_gone() {
     bed.guest.wait_state("shut off").unwrap();
     let row = libvirt_has_forgotten(&bed, daemon.pid(), &job);
     bed.judge("forgotten by libvirt", &row);
+    bed.judge_disks();
+}
+
+/// libvirtd died between QEMU's transaction and its own status file: it believes that the domain is on its bases while
+/// QEMU writes to the overlays. Brought about at will, by giving it back the status file from before.
+#[test]
+fn a_libvirtd_that_missed_the_snapshot_is_healed_through_the_monitor() {
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    let status = &bed.files_of_libvirt()[0];
+    let before = std::fs::read(status).unwrap();
+    let job = in_the_middle(host, &["snapshot", "web1", "--disk-only", "--bandwidth", "8M"]);
+    host.hypervisor.kill_libvirtd().unwrap();
+    std::fs::write(status, &before).unwrap();
+    host.hypervisor.start_libvirtd().unwrap();
+    assert!(opinions(&bed).iter().all(|of| (of.qemu, of.live) == ("overlay", "base")), "libvirt is wrong");
+    let row = bed.at_rest(&job);
+    assert_eq!(row["status"], "succeeded", "{row:#}");
+    bed.judge("the snapshot was missed", &row);
     bed.judge_disks();
 }
 

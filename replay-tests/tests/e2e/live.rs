@@ -2,7 +2,7 @@
 
 use replay_tests::testbed::Guest;
 
-use crate::support::bed::{Bed, judge_backup, small};
+use crate::support::bed::{Bed, judge_backup, manifest_of, small};
 use crate::support::{assert_ticks, disks};
 
 #[test]
@@ -20,6 +20,7 @@ fn a_running_guest_is_backed_up_live_and_restored_with_its_memory() {
     let backups = host.backups();
     assert_eq!(backups.len(), 1);
     assert_eq!(backups[0]["memory"], true);
+    assert_eq!(manifest_of(&backups[0])["consistency"], "memory-and-disks");
     let point = judge_backup(host, &backups[0]);
     assert!((before..=after).contains(&point), "{before} <= {point} <= {after}");
 
@@ -47,6 +48,7 @@ fn a_backup_of_the_disks_alone_restores_cold() {
     bed.assert_back_home();
     let backup = host.backups().remove(0);
     assert_eq!(backup["memory"], false);
+    assert_eq!(manifest_of(&backup)["consistency"], "crash");
     let point = judge_backup(host, &backup);
     let id = backup["id"].as_str().unwrap();
     host.ok(&["restore", id, "--as", "copy", "--start"]);

@@ -17,6 +17,7 @@ mod killed;
 mod libvirtd_killed;
 mod live;
 mod manifest;
+mod memory;
 mod names;
 mod room;
 mod store;

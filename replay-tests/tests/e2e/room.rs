@@ -13,7 +13,7 @@ use crate::support::{Host, files_below};
 fn too_little_room_is_refused_before_anything_is_touched() {
     let host = Host::new();
     let Some(mount) = Mount::new(&host, "small", 16) else { return };
-    configure(&host, &[&mount.0]);
+    configure(&host, &root_is(&mount.0));
     let bed = Bed::boot_on(host, Some(mount), &small("web1"));
     let mount = bed.mount();
     let _daemon = bed.host.daemon();
@@ -32,7 +32,7 @@ fn too_little_room_is_refused_before_anything_is_touched() {
 fn a_target_that_fills_up_in_the_middle_is_survived() {
     let host = Host::new();
     let Some(mount) = Mount::new(&host, "small", 256) else { return };
-    configure(&host, &[&mount.0]);
+    configure(&host, &root_is(&mount.0));
     let bed = Bed::boot_on(host, Some(mount), &large("web1"));
     let (host, mount) = (&bed.host, bed.mount());
     let _daemon = host.daemon();

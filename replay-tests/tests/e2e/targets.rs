@@ -48,7 +48,7 @@ fn a_target_that_cannot_be_written_is_refused_and_changes_nothing() {
     use std::os::unix::fs::PermissionsExt;
     let host = Host::new();
     let closed = folder(&host, &host.hypervisor.dir().join("closed"));
-    configure(&host, &[&closed]);
+    configure(&host, &root_is(&closed));
     let bed = Bed::boot_on(host, None, &small("web1"));
     let host = &bed.host;
     let daemon = host.daemon();

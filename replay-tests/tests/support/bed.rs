@@ -137,6 +137,12 @@ pub fn backup_of(host: &Host, job: &str) -> Value {
     found.unwrap_or_else(|| panic!("no backup of {job}: {backups:#?}")).clone()
 }
 
+/// The manifest of a backup, as it lies there.
+pub fn manifest_of(backup: &Value) -> Value {
+    let path = Path::new(backup["folder"].as_str().unwrap()).join("manifest.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
 /// The image of a disk in a backup.
 pub fn image(backup: &Value, disk: &str) -> PathBuf {
     let folder = PathBuf::from(backup["folder"].as_str().unwrap());
@@ -160,11 +166,16 @@ pub fn default_root(host: &Host) -> PathBuf {
     host.hypervisor.dir().join("state/vmkeep/backups")
 }
 
-pub fn configure(host: &Host, roots: &[&Path]) {
+/// Writes vmkeepd's configuration file.
+pub fn configure(host: &Host, toml: &str) {
     let dir = folder(host, &host.hypervisor.dir().join("config/vmkeep"));
-    let roots: Vec<String> = roots.iter().map(|root| format!("{root:?}")).collect();
-    fs::write(dir.join("vmkeep.toml"), format!("[targets]\nroots = [{}]\n", roots.join(", "))).unwrap();
+    fs::write(dir.join("vmkeep.toml"), toml).unwrap();
     give(host, &dir.join("vmkeep.toml"));
+}
+
+/// The one folder below which anything may be written, for the configuration file.
+pub fn root_is(folder: &Path) -> String {
+    format!("[targets]\nroots = [{folder:?}]\n")
 }
 
 /// A folder of the hypervisor's user.
