@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::support::bed::*;
-use crate::support::{files_below, until};
+use crate::support::{Host, files_below, until};
 
 #[test]
 fn a_domain_that_another_job_of_ours_holds_is_refused_or_waited_for() {
@@ -81,4 +81,33 @@ fn a_domain_that_somebody_else_works_on_is_refused() {
     bed.assert_back_home();
     host.ok(&["snapshot", "web1", "--disk-only"]);
     bed.assert_back_home();
+}
+
+/// Two daemons with two stores know nothing of each other's locks: the marker in the domain keeps them apart, also when
+/// the one that set it is dead.
+#[test]
+fn a_vmkeepd_with_another_store_keeps_off_a_domain_until_the_first_is_through_with_it() {
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    let first = host.daemon();
+    let _second = host.second_daemon();
+    let by_second = |args: &[&'static str]| [&Host::SECOND[..], args].concat();
+    let keeps_off = |when: &str| {
+        for mode in ["--live", "--disk-only", "--dry-run"] {
+            println!("{when} {mode}");
+            let words = &["FOREIGN_MARKER", "web1"];
+            refused(host, &by_second(&["snapshot", "web1", mode]), 89, words);
+        }
+    };
+    let job = in_the_middle(host, &["snapshot", "web1", "--disk-only", "--bandwidth", "8M"]);
+    keeps_off("while it is copied");
+    first.kill();
+    keeps_off("while its vmkeepd is dead");
+    let _first = host.daemon();
+    assert_eq!(ended(host, &job).0, "succeeded", "{}", host.ok(&["job", "explain", &job]));
+    bed.assert_back_home();
+    judge_backup(host, &backup_of(host, &job));
+    host.ok(&by_second(&["snapshot", "web1", "--disk-only"]));
+    bed.assert_back_home();
+    assert_eq!(host.backups().len(), 1, "the second has a catalogue of its own");
 }

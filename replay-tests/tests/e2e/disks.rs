@@ -7,7 +7,7 @@ use replay_tests::testbed::{DiskSpec, Format, Guest, GuestSpec, MIB, image_info,
 use serde_json::Value;
 
 use crate::support::bed::*;
-use crate::support::{Host, assert_ticks, assert_untouched, run};
+use crate::support::{Host, assert_ticks, run};
 
 #[test]
 fn disks_that_cannot_take_part_are_left_out_by_rule_and_named() {
@@ -112,20 +112,26 @@ fn chains_and_linked_clones_are_captured_whole() {
     });
 }
 
-/// Every image of a backup is the disk at that moment, byte for byte: also what the guest has overwritten with zeroes
-/// or discarded.
+/// Every image of a backup, and every disk restored from it, is the disk at that moment, byte for byte: also what the guest
+/// has overwritten with zeroes or discarded.
 #[test]
-fn each_image_of_a_backup_equals_its_disk_byte_for_byte_zeroes_included() {
+fn each_image_and_each_restored_disk_equals_the_disk_byte_for_byte_zeroes_included() {
     let bed = Bed::boot(&small("web1").disk(DiskSpec::new(16 * MIB).data(4 * MIB).plain()));
-    let _daemon = bed.host.daemon();
+    let host = &bed.host;
+    let _daemon = host.daemon();
     for command in ["stop-ticks", "zero vdc 2M 1M", "discard vdc 3M 1M", "fill vdc 8M 2M 7"] {
         bed.guest.send(command).unwrap();
     }
-    bed.host.ok(&["snapshot", "web1"]);
-    let backup = bed.host.backups().remove(0);
+    host.ok(&["snapshot", "web1"]);
+    let backup = host.backups().remove(0);
+    host.ok(&["restore", backup["id"].as_str().unwrap(), "--as", "copy", "--cold"]);
+    let restored = host.hypervisor.disk_files_in_inactive_xml("copy").unwrap();
+    assert_eq!(restored.len(), 3);
     for (disk, file) in &bed.own {
-        images_equal(&image(&backup, disk), file).unwrap().unwrap_or_else(|why| panic!("{disk}: {why}"));
+        for image in [&image(&backup, disk), &restored[disk]] {
+            images_equal(image, file).unwrap().unwrap_or_else(|why| panic!("{disk}, {image:?}: {why}"));
+        }
     }
     bed.guest.send("start-ticks 20").unwrap();
-    assert_untouched(&bed.guest, &bed.own);
+    bed.assert_back_home();
 }

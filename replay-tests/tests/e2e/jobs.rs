@@ -1,14 +1,15 @@
-//! What becomes of a job when its client is killed, when vmkeepd is held up or asked to end, when it is cancelled or paused;
+//! One key is one job. What becomes of a job when its client is killed, when vmkeepd is held up or asked to end, when it is cancelled or paused;
 //! and what vmkeepd says while libvirt is away.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
-use replay_tests::testbed::{Guest, MIB};
+use replay_tests::testbed::{DiskSpec, Guest, GuestSpec, MIB};
 
 use crate::support::bed::*;
-use crate::support::{about, assert_untouched, disks, files_below, signal, until};
+use crate::support::{Host, about, assert_untouched, disks, files_below, signal, until};
 
 #[test]
 fn vmkeepd_waits_for_libvirt_and_says_so() {
@@ -173,5 +174,100 @@ fn a_pause_in_the_middle_of_a_copy_waits_for_the_merge_and_says_so() {
     assert!(host.ok(&["job", "explain", &job]).contains("now the pause takes effect"));
     host.ok(&["job", "resume", &job]);
     assert_eq!(host.settled(&job)["status"], "succeeded");
+    bed.assert_back_home();
+}
+
+#[test]
+fn the_same_key_is_the_same_job_and_never_another_request() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let daemon = host.daemon();
+    let args = ["snapshot", "web1", "--disk-only", "--bandwidth", "4M", "--key", "nightly 'ä' 2026"];
+    let job = host.begin(&args);
+    assert_eq!(host.begin(&args), job, "while it runs");
+    let another = |options: &[&'static str]| {
+        let args = [&["snapshot", "web1", "--key", args[6]][..], options].concat();
+        refused(host, &args, 82, &["DUPLICATE_KEY", "new key"]);
+    };
+    another(&["--bandwidth", "4M"]);
+    another(&["--disk-only", "--bandwidth", "5M"]);
+    another(&["--disk-only", "--bandwidth", "4M", "--disks", "vda"]);
+    assert_eq!(ended(host, &job).0, "succeeded");
+    host.ok(&args);
+    daemon.kill();
+    let _daemon = host.daemon();
+    assert_eq!(host.begin(&args), job, "after it ended, by another vmkeepd");
+    another(&["--bandwidth", "4M"]);
+    assert_eq!((host.jobs().len(), host.backups().len()), (1, 1));
+
+    let backup = host.backups()[0]["id"].as_str().unwrap().to_owned();
+    let restore = ["restore", &backup, "--as", "copy", "--key", "again"];
+    let job = host.begin(&restore);
+    assert_eq!(host.begin(&restore), job);
+    assert_eq!(ended(host, &job).0, "succeeded");
+    host.ok(&restore);
+    for other in [&["--as", "other"][..], &["--as", "copy", "--start"]] {
+        let args = [&["restore", backup.as_str(), "--key", "again"][..], other].concat();
+        refused(host, &args, 82, &["DUPLICATE_KEY"]);
+    }
+    // A key of one workflow is no other's either.
+    refused(host, &["restore", &backup, "--as", "other", "--key", args[6]], 82, &["DUPLICATE_KEY"]);
+    assert_eq!(host.hypervisor.domains().unwrap().len(), 2);
+    assert_eq!(host.jobs().len(), 2);
+    bed.assert_back_home();
+}
+
+#[test]
+fn a_libvirtd_that_is_stopped_and_started_in_the_middle_of_a_copy_costs_nothing() {
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    for with_memory in [true, false] {
+        let mode = if with_memory { "--live" } else { "--disk-only" };
+        let job = in_the_middle(host, &["snapshot", "web1", mode, "--bandwidth", "12M"]);
+        let libvirtd = host.hypervisor.libvirtd().unwrap();
+        libvirtd.signal(rustix::process::Signal::TERM);
+        libvirtd.wait_gone(Duration::from_secs(60)).unwrap();
+        until("vmkeepd to notice", || {
+            (host.json(&["status"])["libvirt"]["reachable"] == false).then_some(())
+        });
+        let before = copied(host, &job);
+        until("the copy to go on without libvirt", || {
+            (copied(host, &job) > before || copies_are_done(host, &job)).then_some(())
+        });
+        host.hypervisor.start_libvirtd().unwrap();
+        assert_eq!(ended(host, &job).0, "succeeded", "{}", host.ok(&["job", "explain", &job]));
+        bed.assert_back_home();
+        let backup = backup_of(host, &job);
+        assert_eq!(backup["memory"], with_memory);
+        judge_backup(host, &backup);
+        host.ok(&["replay", &job]);
+    }
+}
+
+fn copies_are_done(host: &Host, job: &str) -> bool {
+    host.history(job).iter().any(|row| about(row, "step_started", "publish"))
+}
+
+#[test]
+fn a_domain_that_is_removed_while_its_job_waits_is_not_missed_until_its_turn() {
+    let host = Host::new();
+    configure(&host, "[limits]\njobs = 1\n");
+    let bed = Bed::boot_on(host, None, &large("web1"));
+    let host = &bed.host;
+    let spec = GuestSpec::new("web2").disk(DiskSpec::new(8 * MIB).plain());
+    let other = Guest::define(&host.hypervisor, &spec).unwrap();
+    host.hypervisor.virsh(["start", "--paused", "--domain", "web2"]).unwrap();
+    let _daemon = host.daemon();
+    let first = in_the_middle(host, &["snapshot", "web1", "--disk-only", "--bandwidth", "16M"]);
+    let waiting = host.begin(&["snapshot", "web2", "--disk-only"]);
+    assert_eq!(host.job(&waiting)["status"], "queued");
+    other.destroy().unwrap();
+    other.virsh("undefine", &[]).unwrap();
+    assert_eq!(ended(host, &first).0, "succeeded");
+    assert_eq!(ended(host, &waiting), ("refused".to_owned(), 23));
+    assert_eq!(host.backups().len(), 1);
+    // Its image was nobody's to touch.
+    fs::remove_file(host.hypervisor.images().join("web2-vda.qcow2")).unwrap();
     bed.assert_back_home();
 }

@@ -19,6 +19,7 @@ mod live;
 mod manifest;
 mod memory;
 mod names;
+mod restores;
 mod room;
 mod store;
 mod system;

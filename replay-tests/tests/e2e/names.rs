@@ -1,11 +1,23 @@
 //! Names with spaces, quotes, `$()`, newlines and letters of other scripts, through every command.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use replay_tests::testbed::{DiskSpec, Guest, GuestSpec, MIB};
 
 use crate::support::bed::*;
-use crate::support::{Host, files_below};
+use crate::support::{Host, assert_ticks, disks, files_below};
+
+/// A restored domain ticks on both of its disks; where these are. It is ended.
+fn comes_up(host: &Host, name: &str) -> BTreeMap<String, PathBuf> {
+    let copy = Guest::attach(&host.hypervisor, name).unwrap();
+    copy.wait_more(10).unwrap();
+    copy.destroy().unwrap();
+    let disks = disks(&copy);
+    assert_ticks(&disks["vda"], &disks["vdb"]);
+    disks
+}
 
 #[test]
 fn nasty_names_pass_through_everything_unharmed() {
@@ -49,6 +61,45 @@ fn nasty_names_pass_through_everything_unharmed() {
     host.ok(&["snapshot", bed.guest.uuid(), "--disk-only", "--to", to]);
     bed.assert_back_home();
     assert_eq!(host.json(&["list", name])["backups"].as_array().unwrap().len(), 2);
+
+    // Back under names that are no better, with memory into the default folder, and cold to places of their own.
+    let id = backup["id"].as_str().unwrap();
+    for refused_name in ["", " ", "a/b", "two\nlines"] {
+        refused(host, &["restore", id, "--as", refused_name], 64, &["USAGE"]);
+    }
+    let copy = "copy 'one' \"two\" $(touch pwned) `id` ; & \\ %41 ~ ü 日本 -x";
+    host.ok(&["restore", id, "--as", copy, "--start", "--reason", "weil's \"so\" $(ist)\nüberall"]);
+    let of_copy = comes_up(host, copy);
+    for path in of_copy.values() {
+        let folder = path.parent().unwrap();
+        assert_eq!(folder.parent(), Some(host.restored().as_path()), "{path:?}");
+    }
+    let places = root.join("Ort $(touch pwned)\nzweite Zeile 'ü' \"c\" ;\\ -rf");
+    let [vda, vdb] = ["a 'ö' $(id).qcow2", "-o raw\"ß\".raw"].map(|name| places.join(name));
+    let disk = |target: &str, path: &Path| format!("{target}={}", path.display());
+    let (a, b) = (disk("vda", &vda), disk("vdb", &vdb));
+    host.ok(&[
+        "restore",
+        backup["folder"].as_str().unwrap(),
+        "--as",
+        "-x",
+        "--cold",
+        "--start",
+        "--disk",
+        &a,
+        "--disk",
+        &b,
+    ]);
+    assert_eq!(comes_up(host, "-x"), BTreeMap::from([("vda".to_owned(), vda), ("vdb".to_owned(), vdb)]));
+    let text = host.ok(&["jobs", "--domain", copy]);
+    assert!(text.contains("日本") && text.lines().count() == 2, "{text}");
+    for job in host.jobs() {
+        for verb in ["show", "explain", "history"] {
+            let text = host.ok(&["job", verb, job["id"].as_str().unwrap()]);
+            assert!(!text.contains("\nzweite") && !text.contains("\nüberall"), "{verb}: {text}");
+        }
+    }
+    bed.assert_back_home();
     let pwned: Vec<_> = files_below(host.hypervisor.dir())
         .into_iter()
         .filter(|path| path.file_name().is_some_and(|file| file == OsStr::new("pwned")))

@@ -1,5 +1,6 @@
 //! What does not exist is refused by name, and words that make no sense are a usage error; nothing changes.
 
+use crate::support::Host;
 use crate::support::bed::{Bed, small};
 
 #[test]
@@ -28,8 +29,8 @@ fn what_does_not_exist_is_refused_by_name() {
 
 #[test]
 fn words_that_make_no_sense_exit_64() {
-    let bed = Bed::boot(&small("web1"));
-    let _daemon = bed.host.daemon();
+    let host = Host::new();
+    let _daemon = host.daemon();
     for args in [
         &[][..],
         &["bakcup", "web1"],
@@ -51,8 +52,7 @@ fn words_that_make_no_sense_exit_64() {
         &["job"],
         &["diagram", "nosuch"],
     ] {
-        bed.host.fails(args, 64, &[]);
+        host.fails(args, 64, &[]);
     }
-    bed.assert_nothing_changed();
-    assert!(bed.host.jobs().is_empty(), "{:#?}", bed.host.jobs());
+    assert!(host.jobs().is_empty(), "{:#?}", host.jobs());
 }

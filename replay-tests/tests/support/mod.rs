@@ -49,9 +49,8 @@ impl Host {
         fs::create_dir_all(&bin).unwrap();
         for name in ["vmkeepd", "vmkeep"] {
             let built = built(name);
-            fs::copy(&built, bin.join(name))
+            place(&built, &bin.join(name))
                 .unwrap_or_else(|e| panic!("{}: {e}; build the workspace first", built.display()));
-            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         }
         Self { hypervisor }
     }
@@ -62,25 +61,46 @@ impl Host {
 
     /// Starts vmkeepd and waits until it answers.
     pub fn daemon(&self) -> Daemon {
-        let mut daemon = self.daemon_that_dies(None);
-        until("vmkeepd to answer", || {
-            if let Some(status) = daemon.child.try_wait().unwrap() {
-                panic!("vmkeepd ended: {status}\n{}", self.log());
-            }
-            self.ready().then_some(())
-        });
-        daemon
+        self.wait_ready(self.daemon_that_dies(None), &[])
     }
 
     /// Starts vmkeepd with a place at which it is to die.
     pub fn daemon_that_dies(&self, at: Option<&str>) -> Daemon {
+        self.spawn(at, &[])
+    }
+
+    /// Starts a second vmkeepd, with a store and a socket of its own; commands reach it with [`Self::SECOND`].
+    pub fn second_daemon(&self) -> Daemon {
+        let options = ["--state-dir", "state/second", "--socket", "run/second/socket"];
+        let options = options.map(|option| match option.starts_with("--") {
+            true => option.to_owned(),
+            false => self.hypervisor.dir().join(option).display().to_string(),
+        });
+        let daemon = self.spawn(None, &options);
+        self.wait_ready(daemon, &["--socket", &options[3]])
+    }
+
+    /// The options with which a command goes to the second vmkeepd. (Programs run in the test bed's folder.)
+    pub const SECOND: [&str; 2] = ["--socket", "run/second/socket"];
+
+    fn spawn(&self, dies_at: Option<&str>, options: &[String]) -> Daemon {
         let mut command = self.hypervisor.command(self.program("vmkeepd"));
-        if let Some(at) = at {
+        if let Some(at) = dies_at {
             command.env("VMKEEP_CRASH_AT", at);
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        command.stdout(log.try_clone().unwrap()).stderr(log);
+        command.args(options).stdout(log.try_clone().unwrap()).stderr(log);
         Daemon { child: command.spawn().expect("vmkeepd starts") }
+    }
+
+    fn wait_ready(&self, mut daemon: Daemon, to: &[&str]) -> Daemon {
+        until("vmkeepd to answer", || {
+            if let Some(status) = daemon.child.try_wait().unwrap() {
+                panic!("vmkeepd ended: {status}\n{}", self.log());
+            }
+            self.is_ready(to).then_some(())
+        });
+        daemon
     }
 
     fn log_path(&self) -> PathBuf {
@@ -106,7 +126,11 @@ impl Host {
 
     /// Whether vmkeepd takes orders.
     pub fn ready(&self) -> bool {
-        let output = self.vmkeep(&["--json", "status"]);
+        self.is_ready(&[])
+    }
+
+    fn is_ready(&self, to: &[&str]) -> bool {
+        let output = self.vmkeep(&[to, &["--json", "status"]].concat());
         let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         status["daemon"]["phase"] == "ready"
     }
@@ -255,6 +279,16 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Puts a program where the hypervisor's user can run it. Copies for each host would be 100 MB to write, at the expense of
+/// what the tests wait to be flushed; so it is the same file if that will do.
+fn place(built: &Path, at: &Path) -> std::io::Result<()> {
+    if fs::metadata(built)?.permissions().mode() & 0o005 == 0o005 && fs::hard_link(built, at).is_ok() {
+        return Ok(());
+    }
+    fs::copy(built, at)?;
+    fs::set_permissions(at, fs::Permissions::from_mode(0o755))
 }
 
 fn built(name: &str) -> PathBuf {
