@@ -301,23 +301,37 @@ impl Work<'_> {
         self.input.disks.iter().all(|disk| matches!(Stand::of(seen, disk), Stand::OnBase { .. }))
     }
 
-    /// The disks' elements become what they were before the job, durably.
+    /// The disks' elements become what they were before the job, durably. A disk that somebody has pointed elsewhere
+    /// meanwhile, or taken away, stays as they want it.
     async fn definition_as_it_was(&self, seen: &Observation, output: &mut PivotOutput) -> Result<(), Fault> {
-        if names(persistent(seen, &self.input.domain)?, &self.input.disks) == Names::Other {
-            output.notes.push("somebody had changed the disks of the persistent definition".to_owned());
+        let definition = persistent(seen, &self.input.domain)?;
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for disk in &self.input.disks {
+            let file = definition.file(&disk.target);
+            if file == Some(&disk.base.path) || file == Some(&disk.overlay) {
+                ours.push(disk.clone());
+            } else {
+                theirs.push(disk.target.to_string());
+            }
         }
-        self.world()
-            .hypervisor
-            .redefine_disks(&self.input.domain.id, &to_bases(&self.input.definition, &self.input.disks))
-            .await
-            .map_err(|e| {
-                on_the_way_back(
-                    e,
-                    codes::CANNOT_DEFINE_MACHINE,
-                    "put the definition back",
-                    &self.input.domain.name,
-                )
-            })
+        if !theirs.is_empty() {
+            let theirs = theirs.join(", ");
+            output.notes.push(format!("somebody has changed the definition of {theirs}; it stays as it is"));
+        }
+        let hypervisor = &self.world().hypervisor;
+        let done = if ours.is_empty() {
+            hypervisor.sync_definitions().await
+        } else {
+            hypervisor.redefine_disks(&self.input.domain.id, &to_bases(&self.input.definition, &ours)).await
+        };
+        done.map_err(|e| {
+            on_the_way_back(
+                e,
+                codes::CANNOT_DEFINE_MACHINE,
+                "put the definition back",
+                &self.input.domain.name,
+            )
+        })
     }
 
     /// A domain that is off. Says whether it is back; `false` if it was started meanwhile.

@@ -3,6 +3,10 @@
 //! An empty overlay on its base is the same disk as the base, so a start at any moment after this is right, and a
 //! start after the snapshot's transaction finds what the guest has flushed. The disks' `<backingStore>` is dropped:
 //! an explicit one, kept on the overlay, would open it without its base and the guest would read zeros.
+//!
+//! In a plan the steps that lead the domain home (`commit`, `pivot`, `tidy`) close this one. Whoever starts the domain
+//! from its overlays, and whenever, they bring it back before the switch is undone, so that the undo usually finds
+//! nothing to do. It never takes a definition away from an overlay that holds anything.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -142,34 +146,25 @@ impl Step for SwitchDefinition {
 
     async fn undo(&self, _: &StepContext, input: SwitchInput, _: Option<()>) -> Result<(), Fault> {
         let doing = "switch the definition back";
+        let fault =
+            |e: crate::hypervisor::HvError| e.fault(codes::CANNOT_DEFINE_MACHINE, doing, &input.domain.name);
         let seen = self.0.observe(&input.domain.id, codes::CANNOT_DEFINE_MACHINE).await?;
-        match names(persistent(&seen, &input.domain)?, &input.disks) {
-            Names::Bases => {
-                return self
-                    .0
-                    .hypervisor
-                    .sync_definitions()
-                    .await
-                    .map_err(|e| e.fault(codes::CANNOT_DEFINE_MACHINE, doing, &input.domain.name));
-            }
-            Names::Other => {
-                return Err(Fault::permanent(
-                    Code::EFFECT_DIVERGED,
-                    doing,
-                    input.domain.name,
-                    "somebody has changed the domain's disks meanwhile",
-                ));
-            }
-            Names::Overlays | Names::Both => {}
+        let definition = persistent(&seen, &input.domain)?;
+        // A disk that somebody has pointed elsewhere meanwhile, or taken away, is theirs.
+        let switched: Vec<JobDisk> = input
+            .disks
+            .iter()
+            .filter(|disk| definition.file(&disk.target) == Some(&disk.overlay))
+            .cloned()
+            .collect();
+        if switched.is_empty() {
+            return self.0.hypervisor.sync_definitions().await.map_err(fault);
         }
-        for disk in &input.disks {
+        for disk in &switched {
             self.overlay_unused(&input.domain, &seen, disk).await?;
         }
-        self.0
-            .hypervisor
-            .redefine_disks(&input.domain.id, &to_bases(&input.definition, &input.disks))
-            .await
-            .map_err(|e| e.fault(codes::CANNOT_DEFINE_MACHINE, doing, &input.domain.name))
+        let back = to_bases(&input.definition, &switched);
+        self.0.hypervisor.redefine_disks(&input.domain.id, &back).await.map_err(fault)
     }
 
     async fn probe_undo(&self, cx: &StepContext, input: SwitchInput, _: Option<()>) -> Verdict<()> {

@@ -9,6 +9,7 @@ use crate::hypervisor::{Hold, HvError, Marker, PauseReason, RunState, Trouble};
 use crate::snapshot::commit::{CommitInput, CommitOutput, CommitOverlay};
 use crate::snapshot::pivot::{Pivot, PivotInput, PivotOutput};
 use crate::snapshot::safety::{Release, release};
+use crate::snapshot::switch::{SwitchDefinition, SwitchInput};
 use crate::snapshot::tidy::{Tidy, TidyInput};
 
 fn input(fake: &Fake) -> PivotInput {
@@ -239,6 +240,44 @@ async fn a_domain_that_is_started_while_it_is_brought_home_offline_is_brought_ho
         assert_eq!(state.qemu.as_ref().unwrap().tops, state.persistent, "{call}");
         assert_eq!(state.persistent[&target("vda")].to_str(), Some("/i/a"), "{call}");
     }
+}
+
+#[tokio::test]
+async fn a_domain_that_was_started_on_its_overlays_before_anything_was_taken_is_led_home() {
+    let fake = Fake::new();
+    fake.switched();
+    let undo = SwitchInput { domain: domain(), definition: fake.definition(), disks: fake.disks() };
+    {
+        let mut state = fake.state();
+        state.power_cut();
+        state.start();
+        state.guest_writes();
+    }
+    pivot(&fake, 1).await.unwrap();
+    assert_home(&fake);
+    SwitchDefinition(fake.world()).undo(&context(1), undo, Some(())).await.unwrap();
+    assert_home(&fake);
+}
+
+#[tokio::test]
+async fn a_disk_that_somebody_has_pointed_elsewhere_for_the_next_start_stays_there() {
+    let fake = Fake::new();
+    fake.taken();
+    let theirs: std::path::PathBuf = "/i/theirs".into();
+    {
+        let mut state = fake.state();
+        state.die();
+        state.persistent.insert(target("vdb"), theirs.clone());
+        state.durable = state.persistent.clone();
+    }
+    let output = pivot(&fake, 1).await.unwrap();
+    assert!(output.notes[0].contains("vdb"), "{output:?}");
+    let undo = SwitchInput { domain: domain(), definition: fake.definition(), disks: fake.disks() };
+    SwitchDefinition(fake.world()).undo(&context(1), undo, Some(())).await.unwrap();
+    let state = fake.state();
+    assert_eq!(state.durable[&target("vda")].to_str(), Some("/i/a"));
+    assert_eq!(state.durable[&target("vdb")], theirs);
+    assert_eq!(state.calls.iter().filter(|call| *call == "offline").count(), 2, "both are committed");
 }
 
 #[tokio::test]

@@ -53,12 +53,6 @@ impl Facts {
             Err(e) if e.trouble == Trouble::NoSuchDomain => return Ok(Some("the domain is gone".to_owned())),
             seen => seen.map_err(|e| e.fault(codes::CANNOT_TAKE_SNAPSHOT, doing, &self.domain.name))?,
         };
-        if taking && !self.same_process(&seen) {
-            // It may have been started from the overlays, and then only what closes the snapshot leads it home. That
-            // runs if and only if the snapshot was begun. So it is begun: it looks at the process first, takes nothing
-            // and fails.
-            return Ok(None);
-        }
         if let Some(what) = self.compare(&seen, taking) {
             return Ok(Some(what));
         }

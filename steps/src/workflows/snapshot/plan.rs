@@ -33,6 +33,10 @@ use crate::text::bytes;
 /// The name of the step that takes the snapshot.
 pub(super) const TAKE: &str = "take";
 
+/// The name of the step after which a start of the domain uses the overlays. The way back closes it: whoever starts the
+/// domain then, it is led home, whether or not a snapshot was ever taken. Until it is home the job is in no safe place.
+const SWITCH: &str = "switch";
+
 /// The way back is tried again for as long as it takes to restart a libvirtd, or to make room: more than an hour.
 const PATIENTLY: Retry = Retry { attempts: 200, first: Millis(500), most: Millis::secs(30) };
 
@@ -246,8 +250,9 @@ impl Builder<'_> {
             disks: common.disks.clone(),
         };
         steps.push(
-            step::<SwitchDefinition>("switch", "let the definition name the overlays", &switch)?
+            step::<SwitchDefinition>(SWITCH, "let the definition name the overlays", &switch)?
                 .after_all(common.disks.iter().map(overlay_step))
+                .critical()
                 .undo(Undo { retry: PATIENTLY, deadline: None })
                 .deadline(Millis::secs(180)),
         );
@@ -255,7 +260,7 @@ impl Builder<'_> {
     }
 
     fn act(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
-        let mut before = vec![StepName::from("switch"), StepName::from("prepare")];
+        let mut before = vec![StepName::from(SWITCH), StepName::from("prepare")];
         let freeze = FreezeInput {
             domain: common.domain.clone(),
             store: self.settings.store.clone(),
@@ -284,7 +289,6 @@ impl Builder<'_> {
             step::<TakeSnapshot>(TAKE, title, &take)?
                 .after_all(before)
                 .check_facts()
-                .critical()
                 .retry(Retry { attempts: 2, ..Retry::default() })
                 .probing(PATIENT_LOOK)
                 .deadline(Millis::secs(patience)),
@@ -414,7 +418,7 @@ impl Builder<'_> {
                     &of,
                 )?
                 .after("publish")
-                .closes(TAKE)
+                .closes(SWITCH)
                 .retry(PATIENTLY)
                 .probing(PATIENT_LOOK)
                 .stall(Millis::secs(900)),
@@ -431,7 +435,7 @@ impl Builder<'_> {
         steps.push(
             step::<Pivot>("pivot", "bring the domain back to its images", &pivot)?
                 .after_all(common.disks.iter().map(commit_step))
-                .closes(TAKE)
+                .closes(SWITCH)
                 .retry(PATIENTLY)
                 .probing(PATIENT_LOOK),
         );
@@ -443,7 +447,7 @@ impl Builder<'_> {
         steps.push(
             step::<Tidy>("tidy", "remove the overlays", &tidy)?
                 .after("pivot")
-                .closes(TAKE)
+                .closes(SWITCH)
                 .retry(PATIENTLY)
                 .probing(PATIENT_LOOK),
         );

@@ -261,6 +261,12 @@ async fn the_plan_has_the_shape_that_the_table_of_steps_promises() {
     let closers: Vec<_> =
         plan.steps.iter().filter(|step| step.closes.is_some()).map(|step| step.name.as_str()).collect();
     assert_eq!(closers, ["commit/vda", "commit/vdb", "pivot", "tidy"]);
+    assert!(
+        plan.steps.iter().all(|step| step.closes.as_ref().is_none_or(|opener| opener.as_str() == "switch"))
+    );
+    let critical: Vec<_> =
+        plan.steps.iter().filter(|step| step.critical).map(|step| step.name.as_str()).collect();
+    assert_eq!(critical, ["switch"], "from there until the guest is home the job cannot be paused");
     let checked: Vec<_> =
         plan.steps.iter().filter(|step| step.check_facts).map(|step| step.name.as_str()).collect();
     assert_eq!(checked, ["mark", "take"]);
@@ -342,7 +348,7 @@ async fn facts_that_changed_are_named_before_the_first_change() {
         state.die();
         state.start();
     }
-    assert!(facts.differ(&world, false).await.unwrap().unwrap().contains("started anew"));
-    // Started from the overlays: the snapshot is begun all the same, because only its closers lead the domain home.
-    assert_eq!(facts.differ(&world, true).await.unwrap(), None);
+    for taking in [false, true] {
+        assert!(facts.differ(&world, taking).await.unwrap().unwrap().contains("started anew"));
+    }
 }
