@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use vmkeep_libvirt::flags::{JobStatsFlags, XmlFlags};
 use vmkeep_libvirt::xml::DomainXml;
-use vmkeep_libvirt::{Control, Status};
+use vmkeep_libvirt::{Control, InFlightCall, Status};
 use vmkeep_steps::hypervisor::{DomainId, HvResult, Trouble};
 
 use super::{Libvirt, calls};
@@ -32,41 +32,28 @@ impl Libvirt {
     pub(super) async fn find_stragglers(&self, domain: &DomainId) -> HvResult<Option<String>> {
         let in_flight = self.client.in_flight();
         for call in in_flight.list() {
-            if !calls::changes(&call.what) || !may_concern(&call, domain) {
-                continue;
+            match standing(&call, domain) {
+                Standing::Unconcerned => {}
+                Standing::MayCome(what) => return Ok(Some(what)),
+                Standing::Over => in_flight.forget(call.id),
             }
-            if !call.answer_lost {
-                return Ok(Some(format!(
-                    "the call \"{}\" has not returned for {} s",
-                    call.what,
-                    call.age.as_secs()
-                )));
-            }
-            if call.age < LOCK_TIMEOUT {
-                return Ok(Some(format!(
-                    "the answer to \"{}\" was lost {} s ago",
-                    call.what,
-                    call.age.as_secs()
-                )));
-            }
-            // Older than the lock timeout: it is executed, which the domain's job shows, or it never will be.
-            in_flight.forget(call.id);
         }
         self.predecessor(domain).await
     }
 
     async fn predecessor(&self, domain: &DomainId) -> HvResult<Option<String>> {
         let age = self.began.at.elapsed();
-        if age >= LOCK_TIMEOUT || self.daemon_is_younger() || self.is_quiet(domain).await? {
+        if forgotten(age, self.daemon_start(), self.began.tick) || self.is_quiet(domain).await? {
             return Ok(None);
         }
         Ok(Some(format!("a call from before vmkeepd's start {} s ago may still be queued", age.as_secs())))
     }
 
-    fn daemon_is_younger(&self) -> bool {
-        match (self.client.status(), self.began.tick) {
-            (Status::Connected { instance: Some(daemon), .. }, Some(tick)) => daemon.process.start > tick,
-            _ => false,
+    /// When libvirtd was started, in the kernel's ticks since boot.
+    fn daemon_start(&self) -> Option<u64> {
+        match self.client.status() {
+            Status::Connected { instance, .. } => instance.map(|daemon| daemon.process.start),
+            Status::Disconnected { .. } => None,
         }
     }
 
@@ -102,14 +89,96 @@ impl Libvirt {
     }
 }
 
+/// What a call in flight means for a domain.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// It changes nothing, or another domain.
+    Unconcerned,
+    /// It may still take effect, and why.
+    MayCome(String),
+    /// Older than the lock timeout: it is being executed, which the domain's job shows, or it never will be.
+    Over,
+}
+
+fn standing(call: &InFlightCall, domain: &DomainId) -> Standing {
+    if !calls::changes(&call.what) || !may_concern(call, domain) {
+        return Standing::Unconcerned;
+    }
+    let (what, secs) = (&call.what, call.age.as_secs());
+    if !call.answer_lost {
+        return Standing::MayCome(format!("the call \"{what}\" has not returned for {secs} s"));
+    }
+    if call.age < LOCK_TIMEOUT {
+        return Standing::MayCome(format!("the answer to \"{what}\" was lost {secs} s ago"));
+    }
+    Standing::Over
+}
+
+/// Whether what our predecessor asked for is forgotten by now, without a look at the domain: too old to be queued still,
+/// or asked of a libvirtd that is gone.
+fn forgotten(age: Duration, daemon_start: Option<u64>, our_start: Option<u64>) -> bool {
+    age >= LOCK_TIMEOUT || matches!((daemon_start, our_start), (Some(daemon), Some(ours)) if daemon > ours)
+}
+
 /// Whether a call is about a domain. Calls that make or replace definitions belong to none, and name the one they mean;
 /// whatever says nothing at all may concern everybody.
-fn may_concern(call: &vmkeep_libvirt::InFlightCall, domain: &DomainId) -> bool {
+fn may_concern(call: &InFlightCall, domain: &DomainId) -> bool {
     match call.domain {
         Some(uuid) => uuid == domain.0,
         None => match call.what.split_whitespace().find_map(|word| word.parse::<uuid::Uuid>().ok()) {
             Some(uuid) => uuid == domain.0,
             None => true,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn call(what: &str, domain: Option<Uuid>, secs: u64, answer_lost: bool) -> InFlightCall {
+        InFlightCall {
+            id: 1,
+            what: what.to_owned(),
+            domain,
+            instance: None,
+            since: SystemTime::now(),
+            age: Duration::from_secs(secs),
+            abandoned: answer_lost,
+            answer_lost,
+        }
+    }
+
+    #[test]
+    fn a_call_may_come_until_it_has_returned_or_can_no_longer_be_queued() {
+        let (ours, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let of = |call: InFlightCall| standing(&call, &DomainId(ours));
+        let may_come = |standing| matches!(standing, Standing::MayCome(_));
+        assert!(may_come(of(call("pivot", Some(ours), 0, false))));
+        assert!(
+            may_come(of(call("pivot", Some(ours), 3600, false))),
+            "it has not returned, however old it is"
+        );
+        assert!(may_come(of(call("pivot", Some(ours), 30, true))));
+        assert_eq!(of(call("pivot", Some(ours), 31, true)), Standing::Over);
+        assert_eq!(of(call("pivot", Some(other), 0, false)), Standing::Unconcerned);
+        assert_eq!(of(call("look: state", Some(ours), 0, false)), Standing::Unconcerned);
+        assert!(may_come(of(call(&format!("define the disks of {ours}"), None, 0, false))));
+        assert_eq!(of(call(&format!("define the disks of {other}"), None, 0, false)), Standing::Unconcerned);
+        assert!(may_come(of(call("whatever", None, 0, false))), "it may concern everybody");
+    }
+
+    #[test]
+    fn what_a_predecessor_asked_for_is_over_with_the_lock_timeout_or_with_its_libvirtd() {
+        let secs = Duration::from_secs;
+        assert!(forgotten(secs(31), None, None));
+        assert!(!forgotten(secs(30), None, None));
+        assert!(forgotten(secs(0), Some(8), Some(7)), "libvirtd is younger than we are");
+        assert!(!forgotten(secs(0), Some(7), Some(7)), "in doubt it is not");
+        assert!(!forgotten(secs(0), Some(8), None));
     }
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::definition::Layer;
@@ -132,9 +134,14 @@ fn blank(file: &File) -> std::io::Result<bool> {
 
 fn inspect(layer: &Layer) -> HvResult<Option<Image>> {
     let path = &layer.path;
-    let file = match File::open(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(|e| io("open", path, &e))?,
+    // Neither through a link nor, should a pipe be there, until somebody writes to it.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => {
+            return Err(HvError::new(Trouble::Refused, format!("{} is a symbolic link", path.display())));
+        }
+        file => File::from(file.map_err(|e| io("open", path, &e.into()))?),
     };
     let data = file.metadata().map_err(|e| io("look at", path, &e))?;
     if !data.is_file() {
@@ -147,6 +154,7 @@ fn inspect(layer: &Layer) -> HvResult<Option<Image>> {
         allocated: data.blocks() * 512,
         format: layer.format.clone(),
         virtual_size: data.len().next_multiple_of(512),
+        cluster: 512,
         backing: None,
         empty: false,
     };
@@ -156,6 +164,7 @@ fn inspect(layer: &Layer) -> HvResult<Option<Image>> {
     match Header::read(&file) {
         Ok(header) => {
             image.virtual_size = header.virtual_size;
+            image.cluster = header.cluster;
             image.empty = header.snapshots == 0 && reads_through(&file).map_err(|e| io("read", path, &e))?;
             image.backing = backing(path, &header);
         }
@@ -341,6 +350,17 @@ mod tests {
         }
         std::fs::write(&torn.path, b"somebody's diary").unwrap();
         assert_eq!(storage.inspect(&torn).await.unwrap_err().trouble, Trouble::Refused);
+    }
+
+    #[tokio::test]
+    async fn an_image_is_never_looked_at_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (storage, _, overlay, _) = overlay_on(folder.path(), "raw").await;
+        let link = layer(folder.path().join("vmkeep-ba9876543210-vda.qcow2"), "qcow2");
+        std::os::unix::fs::symlink(&overlay.path, &link.path).unwrap();
+        assert_eq!(storage.inspect(&link).await.unwrap_err().trouble, Trouble::Refused);
+        std::fs::remove_file(&overlay.path).unwrap();
+        assert_eq!(storage.inspect(&link).await.unwrap_err().trouble, Trouble::Refused, "a link to nothing");
     }
 
     #[tokio::test]

@@ -33,6 +33,8 @@ pub struct Image {
     pub format: String,
     /// The disk's size in bytes.
     pub virtual_size: u64,
+    /// Bytes that it allocates at once.
+    pub cluster: u64,
     /// The image below it, as its header names it, made absolute.
     pub backing: Option<Layer>,
     /// Whether it holds no data of its own, so that it reads as its backing image does. Always false for raw.
@@ -61,7 +63,8 @@ pub struct Space {
     pub dev: u64,
 }
 
-/// The images beside the guest's own. Paths are absolute; the last component is never followed if it is a link.
+/// The images beside the guest's own. Paths are absolute. An image that is looked at, made or removed is never reached
+/// through a link in the last component; a link there is [`Trouble::Refused`](super::Trouble::Refused).
 #[async_trait]
 pub trait Storage: Send + Sync + 'static {
     /// Looks at an image, also while QEMU holds it. Nothing if there is no such file. The format is the given one, never

@@ -3,6 +3,10 @@
 //! The files stand still since the snapshot, so they are read as files. That they *do* stand still is checked against
 //! what they were right after the snapshot, also over interruptions: a resumed copy of a file that was written in
 //! between would mix two points in time, and so would one that begins anew.
+//!
+//! An attempt goes on where an earlier one was last known to be durable, whether that one was cut off (then a probe has
+//! looked at what is there) or has failed by itself (then the token is compared when the copy is opened). The one
+//! exception is a failed fsync: what is durable then is not known, and all is written again.
 
 use std::path::PathBuf;
 
@@ -83,7 +87,8 @@ impl Step for CopyImage {
         let taken = cx.outputs.of::<TakeSnapshot>(&input.taken)?;
         let frozen =
             taken.and_then(|taken| taken.frozen.into_iter().find(|(path, _)| *path == input.file.source));
-        let resume = cx.resume.as_ref().and_then(ResumeToken::parse);
+        let saved = cx.progress.saved();
+        let resume = cx.resume.as_ref().or(saved.as_ref()).and_then(ResumeToken::parse);
         let again = cx.attempt > 1;
         let work = Work {
             places: self.places.clone(),
@@ -198,8 +203,11 @@ impl Work {
                 copy::copy(&source, &folder, &file.name, Start::Again, &options, &self.observer)
             }
             done => done,
+        };
+        if let Err(CopyError::Sync { .. }) = &done {
+            self.observer.forget()?;
         }
-        .map_err(|e| self.fault(e))?;
+        let done = done.map_err(|e| self.fault(e))?;
         Ok(CopyOutput {
             name: file.name.as_str().to_owned(),
             size: done.size,
@@ -264,6 +272,13 @@ struct Reports {
     stop: tokio_util::sync::CancellationToken,
     runtime: tokio::runtime::Handle,
     watch: Watch,
+}
+
+impl Reports {
+    /// Nothing of the copy is known to be durable any more.
+    fn forget(&self) -> Result<(), Fault> {
+        self.runtime.block_on(self.progress.save(&serde_json::Value::Null))
+    }
 }
 
 impl Observer for Reports {

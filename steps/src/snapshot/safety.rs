@@ -8,12 +8,16 @@
 //! as long as it stands still base and chain are equal, afterwards they are not. The one other file that a definition
 //! may name is an empty overlay right on top of what QEMU writes to. That is the state between the switch of the
 //! definition and the snapshot, and it must be left alone: a snapshot that is still under way would move QEMU there.
+//!
+//! Only disks on which we work are touched: those whose definition, or whose QEMU, has an overlay of ours. Any other
+//! difference between a definition and QEMU is somebody's pending change.
 
 use crate::hypervisor::{
     Definition, DiskChange, DiskSource, DomainId, Hold, HvError, Layer, Marker, Observation, Qemu, RunState,
 };
 
 use super::World;
+use super::disk::overlay_job;
 
 /// What was done about a hold.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -93,14 +97,17 @@ pub(crate) async fn align(world: &World, seen: &Observation) -> Result<Vec<Strin
     Ok(targets)
 }
 
-/// Disks on files for which the definition names another file than QEMU writes to, with QEMU's.
+/// Disks of ours for which the definition names another file than QEMU writes to, with QEMU's. The definition is wrong if
+/// it names an overlay of ours, or an image below the one that QEMU writes to. One that names anything else is not ours.
 fn differing(definition: &Definition, qemu: &Qemu) -> Vec<(crate::hypervisor::Target, Layer)> {
     let mut out = Vec::new();
     for disk in &definition.disks {
         let (DiskSource::File(file), Some(used)) = (&disk.source, qemu.disk(&disk.target)) else { continue };
+        let below = || used.chain.iter().skip(1).any(|layer| layer.path == *file);
         if let Some(top) = used.chain.first()
             && !used.read_only
             && top.path != *file
+            && (overlay_job(file).is_some() || (overlay_job(&top.path).is_some() && below()))
         {
             out.push((disk.target.clone(), top.clone()));
         }
@@ -115,7 +122,9 @@ async fn empty_on_top(
     target: &crate::hypervisor::Target,
     top: &Layer,
 ) -> Result<bool, HvError> {
-    let Some(file) = definition.file(target) else { return Ok(false) };
+    let Some(file) = definition.file(target).filter(|file| overlay_job(file).is_some()) else {
+        return Ok(false);
+    };
     let format = definition.disk(target).and_then(|disk| disk.format.clone()).unwrap_or_default();
     let image = world.storage.inspect(&Layer { path: file.clone(), format }).await?;
     Ok(image.is_some_and(|image| image.empty && image.backing.is_some_and(|below| below.path == top.path)))

@@ -581,6 +581,7 @@ impl Storage for Fake {
             virtual_size: 1 << 20,
             backing: file.backing.as_ref().map(|path| state.layer(path)),
             empty: file.empty,
+            cluster: 64 << 10,
         }))
     }
 

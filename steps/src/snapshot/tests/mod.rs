@@ -1,6 +1,7 @@
 //! The steps against a small world of their own.
 
 mod act;
+mod copies;
 pub(crate) mod fake;
 mod way_back;
 
