@@ -1,9 +1,11 @@
 //! Looking at a domain.
 
+use std::time::Duration;
+
 use vmkeep_libvirt::flags::{CheckpointListFlags, ListFlags, SnapshotListFlags, XmlFlags};
 use vmkeep_libvirt::job::{JobOperation, JobStats};
 use vmkeep_libvirt::xml::{Document, DomainXml};
-use vmkeep_libvirt::{Domain, DomainState, PausedReason, Result as LibvirtResult, StateReason};
+use vmkeep_libvirt::{Domain, DomainState, PausedReason, ProcessId, Result as LibvirtResult, StateReason};
 use vmkeep_steps::hypervisor::{
     Definition, DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult, Observation, PauseReason,
     RunState, Trouble,
@@ -20,7 +22,14 @@ struct Seen {
     managed_save: bool,
     snapshots: Vec<(String, String)>,
     checkpoints: Vec<String>,
+    /// A QEMU that is there although libvirt says that the domain is off.
+    forgotten: Option<ProcessId>,
 }
+
+/// How often, and how far apart, a QEMU must be found beside a domain that is off. One that is being ended, or started,
+/// is there for a moment too.
+const FORGOTTEN_LOOKS: u32 = 16;
+const FORGOTTEN_APART: Duration = Duration::from_millis(250);
 
 fn see(d: &Domain) -> LibvirtResult<Seen> {
     let state = d.state()?;
@@ -46,6 +55,7 @@ fn see(d: &Domain) -> LibvirtResult<Seen> {
             .map(|s| Ok((s.name().to_owned(), s.xml()?)))
             .collect::<LibvirtResult<_>>()?,
         checkpoints,
+        forgotten: d.forgotten_process()?,
     })
 }
 
@@ -96,8 +106,29 @@ impl Libvirt {
         Ok(all)
     }
 
-    pub(super) async fn observe_all(&self, domain: &DomainId) -> HvResult<Observation> {
+    /// Looks until it is sure that a domain that is off has no QEMU. libvirt 9.0 forgets a domain when it is killed in the
+    /// middle of a pivot: it writes a note then that it cannot read at its next start. QEMU runs on, and whoever took the
+    /// domain for one that is off would work on images that are in use.
+    async fn see_surely(&self, domain: &DomainId) -> HvResult<Seen> {
+        for _ in 0..FORGOTTEN_LOOKS {
+            let seen = self.look_at(domain, "observe", see).await?;
+            if seen.forgotten.is_none() {
+                return Ok(seen);
+            }
+            tokio::time::sleep(FORGOTTEN_APART).await;
+        }
         let seen = self.look_at(domain, "observe", see).await?;
+        match seen.forgotten {
+            None => Ok(seen),
+            Some(process) => Err(HvError::new(
+                Trouble::Forgotten,
+                format!("libvirt says that it is off, and its QEMU (process {}) runs", process.pid),
+            )),
+        }
+    }
+
+    pub(super) async fn observe_all(&self, domain: &DomainId) -> HvResult<Observation> {
+        let seen = self.see_surely(domain).await?;
         let parse = |text: &Option<String>| {
             text.as_deref()
                 .map(|text| {

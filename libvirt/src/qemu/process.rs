@@ -89,6 +89,16 @@ impl Domain {
         }
     }
 
+    /// The QEMU process of a domain that libvirt says is off: libvirt's own pid file names it, and it bears the domain's
+    /// UUID. For an instant that is so of every domain that is just being ended; if it lasts, libvirt has forgotten the
+    /// domain. `None` for a domain that runs.
+    ///
+    /// # Errors
+    /// libvirt's.
+    pub fn forgotten_process(&self) -> Result<Option<ProcessId>> {
+        Ok(if self.is_active()? { None } else { self.process_by_pid_file() })
+    }
+
     /// The files that the domain's QEMU process has open; `None` when it does not run.
     ///
     /// # Errors

@@ -110,7 +110,7 @@ fn libvirtd_killed_before_any_note_of_its_own_leaves_guest_and_backup_whole() {
         println!("{case}");
         let mut row = if state.state == "shut off" {
             forgotten += 1;
-            libvirt_has_forgotten(&bed, vmkeepd, &job)
+            libvirt_has_forgotten(&bed, vmkeepd, &job, forgotten % 2 == 0)
         } else {
             for opinion in opinions(&bed) {
                 println!("  {opinion:?}");
@@ -136,15 +136,22 @@ fn libvirtd_killed_before_any_note_of_its_own_leaves_guest_and_backup_whole() {
 
 /// The same, brought about at will.
 #[test]
-fn a_domain_that_libvirt_has_forgotten_is_left_alone_until_its_qemu_is_gone() {
+fn a_domain_that_libvirt_has_forgotten_is_left_alone_until_it_is_known_again_or_its_qemu_is_gone() {
     let bed = Bed::boot(&small("web1"));
     let daemon = bed.host.daemon();
+    for mend in [true, false] {
+        forgotten_in_a_pivot(&bed, daemon.pid(), mend);
+    }
+    bed.judge_disks();
+}
+
+fn forgotten_in_a_pivot(bed: &Bed, vmkeepd: u32, mend: bool) {
     let libvirtd = bed.host.hypervisor.libvirtd().unwrap();
     let kill = Act {
         when: Box::new(|_, rename| rename.change.0.contains("state='pivoting'")),
         act: Box::new(move || libvirtd.signal(Signal::KILL)),
     };
-    let watch = Renames::watch(&bed, Some(kill));
+    let watch = Renames::watch(bed, Some(kill));
     let job = bed.host.begin(&["snapshot", "web1"]);
     until("libvirtd to be killed", || watch.acted().then_some(()));
     drop(watch);
@@ -154,12 +161,11 @@ fn a_domain_that_libvirt_has_forgotten_is_left_alone_until_its_qemu_is_gone() {
     let unreadable = noted.replace(" job='active-commit'", " job=''");
     assert_ne!(noted, unreadable);
     std::fs::write(status, unreadable).unwrap();
-    signal(daemon.pid(), Signal::STOP);
+    signal(vmkeepd, Signal::STOP);
     bed.host.hypervisor.start_libvirtd().unwrap();
     bed.guest.wait_state("shut off").unwrap();
-    let row = libvirt_has_forgotten(&bed, daemon.pid(), &job);
+    let row = libvirt_has_forgotten(bed, vmkeepd, &job, mend);
     bed.judge("forgotten by libvirt", &row);
-    bed.judge_disks();
 }
 
 /// libvirtd died between QEMU's transaction and its own status file: it believes that the domain is on its bases while
@@ -185,9 +191,10 @@ fn a_libvirtd_that_missed_the_snapshot_is_healed_through_the_monitor() {
 /// For an instant in the middle of a pivot libvirt's status file is one that libvirt itself cannot read. Killed then, it
 /// comes back without knowledge of the domain: QEMU runs on, stopped for the pivot, and libvirt says "shut off".
 ///
-/// A second QEMU cannot be started beside it (its serial file and its images are in use), and the images' locks keep
-/// vmkeepd's own tools off them. The job says how to find out who is in the way, and goes on trying; when that QEMU is gone it brings the domain home, and everything is there.
-fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str) -> Value {
+/// A second QEMU cannot be started beside it (its serial file and its images are in use). vmkeepd leaves all alone, and
+/// the job says what to do, and goes on trying. Both ways out are taken: libvirt's note is mended, or that QEMU is ended.
+/// Then the domain is brought home, and everything is there.
+fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str, mend: bool) -> Value {
     let qemu = bed.host.hypervisor.qemu("web1").unwrap();
     let refused = bed.guest.virsh("start", &[]).expect_err("a second QEMU on the same images");
     println!("  libvirt has forgotten the domain; to start it: {refused}");
@@ -200,11 +207,26 @@ fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str) -> Value {
         Some(failed["event"]["body"]["data"].clone())
     });
     println!("  {fault}");
-    assert_eq!(fault["fault"]["code"], 104, "{fault}");
-    assert!(fault["fault"]["remedy"].as_str().unwrap().contains("fuser"), "{fault}");
+    assert_eq!(fault["fault"]["code"], 63, "{fault}");
+    assert!(fault["fault"]["cause"].as_str().unwrap().contains(&qemu.id.pid.to_string()), "{fault}");
+    assert!(fault["fault"]["remedy"].as_str().unwrap().contains("job='active-commit'"), "{fault}");
     assert!(qemu.id.is_alive());
     let held = bed.host.hypervisor.files_held_by_qemu("web1").unwrap();
     assert!(held.iter().all(|file| file.exists()), "a file was removed under QEMU: {held:?}");
+    if mend {
+        bed.host.hypervisor.kill_libvirtd().unwrap();
+        let status = &bed.files_of_libvirt()[0];
+        let noted = std::fs::read_to_string(status).unwrap();
+        std::fs::write(status, noted.replace(" job=''", " job='active-commit'")).unwrap();
+        bed.host.hypervisor.start_libvirtd().unwrap();
+        let mut row = bed.at_rest(job);
+        assert!(qemu.id.is_alive(), "the guest went on");
+        if row["status"] == "needs_attention" {
+            remedy(bed, &row);
+            row = bed.at_rest(job);
+        }
+        return row;
+    }
     qemu.id.kill().unwrap();
     let row = bed.at_rest(job);
     if row["ended"].is_string() {

@@ -1,6 +1,7 @@
-//! Codes 64 to 124.
+//! Codes 63 to 124.
 
 super::codes! { OURS:
+63 HYPERVISOR_FORGOT_DOMAIN "libvirt says that the domain is off, and its QEMU runs." "It was killed in the middle of a pivot, and could not read its own note of the domain afterwards (seen with libvirt 9.0). The guest stands still; everything that it has flushed is there." "The message says how libvirt can be made to know it again. Never start the domain, nor touch its images, as long as that QEMU is there."
 64 USAGE "The command line cannot be understood." "An unknown option or a missing argument." "`vmkeep help`"
 65 DAEMON_UNREACHABLE "vmkeepd cannot be reached." "It does not run, or its socket is elsewhere or belongs to another user." "Start it: `vmkeepd`; or name its socket with `--socket`."
 66 NO_SUCH_JOB "There is no such job." "The id is wrong or ambiguous, or its history was pruned." "`vmkeep jobs` lists them."

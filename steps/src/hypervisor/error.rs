@@ -40,9 +40,17 @@ pub enum Trouble {
     Unsupported,
     /// Input or output failed.
     Io,
+    /// The hypervisor's daemon says that the domain is off, and its QEMU runs.
+    Forgotten,
     /// Anything else that it refused.
     Refused,
 }
+
+/// How libvirt can be made to know a domain again whose note it could not read. Tried on libvirt 9.0.
+const REMEMBER: &str = "Nothing is lost, and vmkeepd goes on by itself as soon as one of these is done. To keep the \
+    guest: stop libvirtd and its sockets (guests stay), write job='active-commit' where its note of the domain says \
+    job='' (/run/libvirt/qemu/DOMAIN.xml, or $XDG_RUNTIME_DIR/libvirt/qemu/run/DOMAIN.xml for a user's own), and start \
+    it. Otherwise end that QEMU (kill PROCESS) and start the domain when the job is over";
 
 /// A failed call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +97,7 @@ impl HvError {
                 | Trouble::AgentSilent
                 | Trouble::Locked
                 | Trouble::Io
+                | Trouble::Forgotten
         )
     }
 
@@ -100,6 +109,7 @@ impl HvError {
             Trouble::Unreachable => codes::HYPERVISOR_UNREACHABLE,
             Trouble::NoSpace => codes::NOT_ENOUGH_DISK_SPACE,
             Trouble::Unsupported => codes::HYPERVISOR_TOO_OLD,
+            Trouble::Forgotten => codes::HYPERVISOR_FORGOT_DOMAIN,
             _ => code,
         };
         let fault = if self.is_transient() {
@@ -107,6 +117,7 @@ impl HvError {
         } else {
             Fault::permanent(code, doing, object, &self.message)
         };
+        let fault = if self.trouble == Trouble::Forgotten { fault.remedy(REMEMBER) } else { fault };
         if self.in_doubt { fault.in_doubt() } else { fault }
     }
 }

@@ -77,6 +77,8 @@ impl Step for CommitOverlay {
     async fn probe(&self, cx: &StepContext, input: CommitInput) -> Verdict<CommitOutput> {
         let seen = match self.0.hypervisor.observe(&input.domain.id).await {
             Ok(seen) => seen,
+            // The step looks first as well, and fails with what there is to do.
+            Err(e) if e.trouble == Trouble::Forgotten && !cx.still_running => return Verdict::NotDone,
             Err(e) => return cannot_look(&e),
         };
         match Stand::of(&seen, &input.disk) {
@@ -138,7 +140,9 @@ impl Merge<'_> {
         )
         .class(Class::Fatal)
         .remedy(format!(
-            "Nothing was removed. Bring the disk back to {}, then settle the job",
+            "Nothing was removed. {} may hold what the guest wrote last, on top of {}. Give the disk that file again \
+             (virsh attach-disk, or a start with a definition that names it), then settle the job",
+            disk.overlay.display(),
             disk.base.path.display()
         ))
     }

@@ -101,6 +101,8 @@ impl Step for Pivot {
     async fn probe(&self, cx: &StepContext, input: PivotInput) -> Verdict<PivotOutput> {
         let seen = match self.0.hypervisor.observe(&input.domain.id).await {
             Ok(seen) => seen,
+            // The step looks first as well, and fails with what there is to do.
+            Err(e) if e.trouble == Trouble::Forgotten && !cx.still_running => return Verdict::NotDone,
             Err(e) => return cannot_look(&e),
         };
         for disk in &input.disks {
