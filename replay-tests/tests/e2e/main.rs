@@ -7,6 +7,7 @@
 mod support;
 
 mod busy;
+mod checkpoints;
 mod cut_off;
 mod disks;
 mod domains;
