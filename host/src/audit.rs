@@ -11,7 +11,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use vmkeep_store::Store;
-use vmkeep_store::export::{Item, ReadError, Reader};
+use vmkeep_store::export::{Cut, Item, ReadError, Reader};
 use vmkeep_store::verify::verify;
 use vmkeep_workflow::ids::StreamId;
 use vmkeep_workflow::journal::Record;
@@ -31,7 +31,13 @@ const SHOWN: usize = 5;
 pub async fn verify_store(store: &dyn Store) -> Result<Audited, Fault> {
     let report = verify(store).await.map_err(|e| e.fault("verify the journal", ""))?;
     if report.is_whole() {
-        return Ok(Audited { streams: report.streams, records: report.records, head: Some(report.link) });
+        return Ok(Audited {
+            streams: report.streams,
+            records: report.records,
+            head: Some(report.link),
+            pruned: report.pruned,
+            cut: Vec::new(),
+        });
     }
     let shown: Vec<String> = report.findings.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = report.found.saturating_sub(shown.len() as u64);
@@ -56,7 +62,23 @@ pub fn verify_file(path: &Path) -> Result<Audited, Fault> {
         streams: streams.len() as u64,
         records: seen.records,
         head: seen.link.map(|link| hex(&link)),
+        pruned: reader.tombstones(),
+        cut: reader.cuts().iter().map(cut).collect(),
     })
+}
+
+/// A stream that is cut, in words.
+fn cut(cut: &Cut) -> String {
+    let Cut { stream, from, to, of } = cut;
+    match (from.0 > 1, to < of) {
+        (true, true) => format!(
+            "{stream}: records {from} to {to} of {of}; what comes before and after is not in the file"
+        ),
+        (true, false) => {
+            format!("{stream}: records {from} to {to} of {of}; what comes before is not in the file")
+        }
+        _ => format!("{stream}: records {from} to {to} of {of}; what comes after is not in the file"),
+    }
 }
 
 /// Replays one job.
@@ -83,6 +105,8 @@ pub fn replay_file(path: &Path) -> Result<Vec<Replayed>, Fault> {
     while let Some(item) = reader.next_item().map_err(|e| unread("replay the export", path, &e))? {
         if let Item::Record(record, _) = item
             && record.stream.as_job().is_some()
+            // What was let go cannot be replayed; verifying tells of it.
+            && !record.bytes.is_empty()
         {
             jobs.entry(record.stream.clone()).or_default().push(record);
         }

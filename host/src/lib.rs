@@ -9,6 +9,8 @@
 //! | how libvirt becomes what the steps need | [`hypervisor`], [`environment`] |
 //! | domains, backups and orders of this host | [`site`] |
 //! | whether a backup is what was published | [`verify`], [`genuine`] |
+//! | letting the history of old jobs go | [`history`] |
+//! | the store, and what can be done with it while no daemon runs | [`store`] |
 //! | what would make backups fail | [`doctor`] |
 //! | the graphs of the workflows | [`diagram`] |
 //!
@@ -26,7 +28,9 @@ pub mod doctor;
 pub mod environment;
 pub mod explain;
 pub mod genuine;
+pub mod history;
 pub mod hypervisor;
 pub mod site;
+pub mod store;
 pub mod text;
 pub mod verify;

@@ -188,6 +188,32 @@ async fn a_store_that_cannot_be_reached_is_not_called_damaged() {
     place.start(TOY).await.end().await;
 }
 
+#[tokio::test]
+async fn a_journal_in_sled_is_used_refused_to_the_other_engine_and_watched_for_losses() {
+    let place = Place::new();
+    let file = place.dir.path().join("c.toml");
+    std::fs::write(&file, "[store]\nengine = \"sled\"\n").unwrap();
+    let sled = || {
+        let mut command = place.command(TOY);
+        command.arg("--config").arg(&file);
+        command
+    };
+    let mut id = None;
+    for _ in 0..2 {
+        let child = sled().stderr(Stdio::null()).spawn().unwrap();
+        let mut running = Running { child, client: Client::new(place.socket()) };
+        let status = running.until(|status| status.daemon.phase == DaemonPhase::Ready).await;
+        assert_eq!(*id.get_or_insert(status.daemon.store.clone()), status.daemon.store);
+        assert_eq!(running.end().await, Some(0));
+    }
+    let (code, text) = refused(place.command(TOY)).await;
+    assert_eq!(Code(code), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{text}");
+    assert!(text.contains("vmkeep store migrate --to sqlite"), "{text}");
+    std::fs::write(place.dir.path().join("state/store/journal.sled/head"), "").unwrap();
+    let (code, text) = refused(sled()).await;
+    assert_eq!(Code(code), codes::STORE_DAMAGED, "{text}");
+}
+
 /// The store's database: the file that begins as SQLite's do.
 fn largest(folder: &Path) -> PathBuf {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

@@ -1,8 +1,10 @@
 //! What every engine checks of an append before it looks at the stream, so that a mistake of a caller is refused the
 //! same way everywhere and never stored.
 
-use vmkeep_workflow::ids::Seq;
+use vmkeep_workflow::ids::{Seq, StreamId};
 use vmkeep_workflow::journal::{Append, AppendError};
+
+use crate::Burial;
 
 /// The largest record that is accepted, in bytes. The largest real one is a plan of ten thousand steps, some MiB.
 pub const MAX_RECORD: usize = 64 << 20;
@@ -44,4 +46,18 @@ pub(crate) fn check(append: &Append) -> Result<(), AppendError> {
 /// Where the stream ends after an append that was expected where it was.
 pub(crate) fn end(append: &Append) -> Seq {
     Seq(append.expected.0.saturating_add(append.records.len() as u64))
+}
+
+/// Refuses to bury what is not to be buried so.
+pub(crate) fn check_burial(burial: &Burial) -> Result<(), AppendError> {
+    check(&burial.note)?;
+    if burial.note.stream.as_job().is_some() || burial.events.0 == 0 {
+        return Err(AppendError::Rejected("a tombstone belongs into a stream of its own".to_owned()));
+    }
+    Ok(())
+}
+
+/// The refusal of an append to a stream whose history was let go.
+pub(crate) fn buried(stream: &StreamId) -> AppendError {
+    AppendError::Rejected(format!("the history of {stream} was pruned: nothing can follow on it"))
 }

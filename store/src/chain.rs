@@ -6,8 +6,8 @@
 //! and a *link*: the hash of the previous commit's link and its own number and digest. The first link follows from the
 //! store's id, so that commits of one store are never taken for those of another.
 //!
-//! The digest is stored beside the link. So the chain of links can still be checked after the records of an old job were
-//! pruned: what is gone can no longer be compared, but what is left, and the order, can.
+//! A digest is made of places and hashes, not of bytes. So all of this can still be checked after the bytes of an old job's
+//! records were let go ([`crate::burial`]).
 
 use uuid::Uuid;
 use vmkeep_workflow::ids::{Seq, StreamId};
@@ -37,7 +37,7 @@ pub struct Placed {
     pub position: u64,
     /// The commit that it belongs to.
     pub commit: u64,
-    /// The record.
+    /// The record. One whose history was let go has no bytes.
     pub record: Record,
 }
 

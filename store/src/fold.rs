@@ -1,11 +1,11 @@
 //! Recomputing the summaries of jobs from their events: for import, which must not trust a file, and for verification,
-//! which must not trust the store.
+//! which must not trust the store. And choosing among summaries, for engines without an index.
 
 use std::collections::HashMap;
 
 use vmkeep_workflow::event::{Body, Event};
 use vmkeep_workflow::ids::{JobId, StreamId};
-use vmkeep_workflow::journal::Record;
+use vmkeep_workflow::journal::{JobFilter, Record};
 use vmkeep_workflow::summary::JobSummary;
 
 /// The jobs of the records seen so far. Records of a stream are to be taken in order.
@@ -69,4 +69,21 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// Those that a filter means, the newest request first.
+pub(crate) fn pick(jobs: impl Iterator<Item = JobSummary>, filter: &JobFilter) -> Vec<JobSummary> {
+    let wanted = |job: &JobSummary| {
+        filter.subject.as_ref().is_none_or(|subject| *subject == job.subject.id)
+            && filter.workflow.as_ref().is_none_or(|workflow| workflow == job.workflow.as_str())
+            && (filter.status.is_empty() || filter.status.contains(&job.status))
+            && filter.since.is_none_or(|since| job.requested >= since)
+            && filter.until.is_none_or(|until| job.requested < until)
+    };
+    let mut jobs: Vec<JobSummary> = jobs.filter(wanted).collect();
+    jobs.sort_by_key(|job| std::cmp::Reverse((job.requested, job.job)));
+    if filter.limit > 0 {
+        jobs.truncate(filter.limit);
+    }
+    jobs
 }

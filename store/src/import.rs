@@ -50,6 +50,19 @@ pub enum ImportError {
         /// The last place that both have.
         seq: Seq,
     },
+    /// The file begins in the middle of a stream, and the store does not hold what comes before. Nothing was changed.
+    #[error("stream {stream}: the export begins at record {from}, and the store ends at {last}")]
+    Cut {
+        /// The stream.
+        stream: StreamId,
+        /// Its first record in the file.
+        from: Seq,
+        /// Its last record in the store.
+        last: Seq,
+    },
+    /// The history of a job in the file was pruned: its records cannot be appended. Nothing was changed.
+    #[error("stream {0}: its history was pruned, and records without their bytes cannot be taken in")]
+    Pruned(StreamId),
     /// The key of a job in the file belongs to another job in the store. Nothing was changed.
     #[error("the key {key:?} of {stream} is taken by {holder}")]
     KeyTaken {
@@ -141,9 +154,20 @@ async fn check<R: BufRead + Send>(
     let mut streams: HashMap<StreamId, (Seq, Option<(Seq, Hash)>)> = HashMap::new();
     while let Some(item) = reader.next_item()? {
         let Item::Record(record, _) = item else { continue };
-        take(&mut jobs, &record)?;
+        if record.bytes.is_empty() {
+            return Err(ImportError::Pruned(record.stream));
+        }
+        // A stream that is cut cannot tell its job's summary; it is refused below.
+        if record.seq == Seq(1) || jobs.get(&record.stream).is_some() {
+            take(&mut jobs, &record)?;
+        }
         if !streams.contains_key(&record.stream) {
-            streams.insert(record.stream.clone(), (store.last(&record.stream).await?, None));
+            let last = store.last(&record.stream).await?;
+            let job = record.stream.as_job().is_some();
+            if record.seq > last.next() || (job && record.seq > Seq(1)) {
+                return Err(ImportError::Cut { stream: record.stream, from: record.seq, last });
+            }
+            streams.insert(record.stream.clone(), (last, None));
         }
         if let Some((last, common)) = streams.get_mut(&record.stream)
             && record.seq <= *last

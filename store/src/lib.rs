@@ -5,11 +5,14 @@
 //! | to learn about | read |
 //! |---|---|
 //! | the engine for production | [`sqlite`] |
+//! | the second engine | [`sled`] |
 //! | the engine for tests and measurements | [`memory`] |
 //! | what every engine offers beyond the contract | [`Store`] |
 //! | the order of all records, and how it is sealed | [`chain`] |
 //! | taking a journal out and in again | [`export`], [`import`] |
 //! | checking that a journal is whole | [`verify`] |
+//! | letting the history of old jobs go | [`burial`] |
+//! | moving a journal to another engine | [`migrate`] |
 //! | what an engine must prove | `conformance` (feature `conformance`) |
 //!
 //! What a hash chain can and cannot do: it has no key. It finds accidents, and edits by somebody who did not recompute
@@ -17,6 +20,8 @@
 //! head that was kept elsewhere helps (the `link` that [`verify::verify`] and [`export`] report is what to keep).
 
 mod accept;
+pub mod adoption;
+pub mod burial;
 pub mod chain;
 mod config;
 #[cfg(feature = "conformance")]
@@ -27,7 +32,9 @@ mod fold;
 pub mod import;
 mod lock;
 pub mod memory;
+pub mod migrate;
 mod reserve;
+pub mod sled;
 pub mod sqlite;
 pub mod verify;
 
@@ -35,13 +42,16 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use vmkeep_workflow::EventStore;
 use vmkeep_workflow::ids::StreamId;
-use vmkeep_workflow::journal::StoreError;
+use vmkeep_workflow::journal::{AppendError, Appended, StoreError};
 
 pub use accept::MAX_RECORD;
+pub use adoption::Adoption;
+pub use burial::{Burial, Tombstone};
 pub use chain::{Commit, Hash, Placed};
-pub use config::{EngineName, StoreConfig, open, open_read_only};
+pub use config::{EngineName, Options, StoreConfig, engine_of, open, open_read_only};
 pub use memory::MemoryStore;
-pub use sqlite::{Options, SqliteStore};
+pub use sled::SledStore;
+pub use sqlite::SqliteStore;
 
 /// How many records a subscriber may be behind before it is told that it lags.
 pub const SUBSCRIBER_LAG: usize = 1024;
@@ -64,6 +74,15 @@ pub trait Store: EventStore {
 
     /// Commits by number: those after `after` (0 for the beginning), at most `limit`.
     async fn commits(&self, after: u64, limit: usize) -> Result<Vec<Commit>, StoreError>;
+
+    /// Lets the bytes of a job's records go, its summary and its rows, and appends the tombstone, in one commit. The
+    /// records keep their places, their commits and their hashes; [`EventStore::read`] says then that they were pruned,
+    /// [`EventStore::streams`] leaves the stream out, and [`EventStore::last`] is what it was. Nothing may follow on them.
+    /// For [`burial::bury`], which knows what may go.
+    async fn bury(&self, burial: Burial) -> Result<Appended, AppendError>;
+
+    /// Takes in commits as another store sealed them. For [`migrate`].
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AppendError>;
 
     /// All idempotency keys with the streams that claimed them, by key.
     async fn keys(&self) -> Result<Vec<(String, StreamId)>, StoreError>;

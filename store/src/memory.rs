@@ -3,7 +3,7 @@
 //! One mutex guards all of it, and records are published to subscribers while it is held: that is what makes their order
 //! that of the commits. Each append is a commit of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use vmkeep_workflow::summary::JobSummary;
 
 use crate::chain::{self, Commit, Digest, GENESIS, Hash, Placed};
 use crate::config::EngineName;
-use crate::{SUBSCRIBER_LAG, Store, accept};
+use crate::{Adoption, Burial, SUBSCRIBER_LAG, Store, accept, adoption, burial, fold};
 
 /// A store in memory.
 pub struct MemoryStore {
@@ -38,6 +38,7 @@ struct Inner {
     jobs: HashMap<JobId, JobSummary>,
     keys: BTreeMap<String, StreamId>,
     rows: HashMap<JobId, BTreeMap<String, Value>>,
+    buried: HashSet<StreamId>,
 }
 
 impl Default for MemoryStore {
@@ -56,17 +57,33 @@ impl MemoryStore {
     /// An empty store with that id: to take in the export of another.
     #[must_use]
     pub fn with_id(id: Uuid) -> Self {
-        Self {
-            id,
-            created: Timestamp::now(),
-            inner: Mutex::default(),
-            subscribers: broadcast::Sender::new(SUBSCRIBER_LAG),
-        }
+        Self::copy_of(id, Timestamp::now())
+    }
+
+    /// An empty store with that id, as old as it says: to adopt the journal of another.
+    #[must_use]
+    pub fn copy_of(id: Uuid, created: Timestamp) -> Self {
+        Self { id, created, inner: Mutex::default(), subscribers: broadcast::Sender::new(SUBSCRIBER_LAG) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Nothing in here panics halfway through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut Inner) -> Result<(Appended, usize), AppendError>,
+    ) -> Result<Appended, AppendError> {
+        let mut inner = self.inner();
+        let (appended, first) = change(&mut inner)?;
+        if self.subscribers.receiver_count() > 0 {
+            for placed in &inner.log[first..] {
+                // An error means that the last receiver has just gone.
+                let _ = self.subscribers.send(placed.record.clone());
+            }
+        }
+        Ok(appended)
     }
 
     /// Flips a bit of a stored record, as a failing drive would.
@@ -90,6 +107,9 @@ impl Inner {
         let actual = self.end(&append.stream);
         if actual != append.expected {
             return Err(AppendError::Conflict { stream: append.stream, expected: append.expected, actual });
+        }
+        if self.buried.contains(&append.stream) {
+            return Err(accept::buried(&append.stream));
         }
         if let Some(key) = append.key {
             match self.keys.get(&key) {
@@ -127,6 +147,40 @@ impl Inner {
         Ok((Appended { last }, first))
     }
 
+    fn bury(&mut self, id: Uuid, burial: Burial) -> Result<(Appended, usize), AppendError> {
+        let (stream, expected) = (burial.stream(), burial.events);
+        accept::check_burial(&burial)?;
+        let actual = self.end(&stream);
+        if actual != expected || self.buried.contains(&stream) {
+            return Err(AppendError::Conflict { stream, expected, actual });
+        }
+        let done = self.append(id, burial.note)?;
+        for &place in self.streams.get(&stream).into_iter().flatten() {
+            self.log[place].record.bytes.clear();
+        }
+        self.jobs.remove(&burial.job);
+        self.rows.remove(&burial.job);
+        self.buried.insert(stream);
+        Ok(done)
+    }
+
+    fn adopt(&mut self, id: Uuid, adoption: Adoption) -> Result<(), AppendError> {
+        let last = self.commits.last().map_or_else(|| (0, chain::genesis(id)), |c| (c.number, c.link));
+        adoption::check(&adoption, last.0, last.1, self.log.len() as u64)?;
+        self.commits.extend(adoption.commits);
+        for placed in adoption.records {
+            let stream = &placed.record.stream;
+            self.streams.entry(stream.clone()).or_default().push(self.log.len());
+            if placed.record.bytes.is_empty() {
+                self.buried.insert(stream.clone());
+            }
+            self.log.push(placed);
+        }
+        self.jobs.extend(adoption.jobs.into_iter().map(|summary| (summary.job, summary)));
+        self.keys.extend(adoption.keys);
+        Ok(())
+    }
+
     fn read(&self, stream: &StreamId, from: Seq, limit: usize) -> Result<Vec<Record>, StoreError> {
         let Some(places) = self.streams.get(stream) else { return Ok(Vec::new()) };
         let from = usize::try_from(from.0.max(1)).unwrap_or(usize::MAX);
@@ -138,25 +192,15 @@ impl Inner {
         let limit = if limit == 0 { usize::MAX } else { limit };
         for &place in places.iter().skip(from - 1).take(limit) {
             let record = &self.log[place].record;
+            if self.buried.contains(stream) {
+                let last = &self.log[places[places.len() - 1]].record;
+                return Err(burial::gone(stream, last.seq, &last.hash));
+            }
             chain::check(record, &previous)?;
             previous = record.hash;
             records.push(record.clone());
         }
         Ok(records)
-    }
-
-    fn jobs(&self, filter: &JobFilter) -> Vec<JobSummary> {
-        let wanted = |job: &&JobSummary| {
-            filter.subject.as_ref().is_none_or(|subject| *subject == job.subject.id)
-                && filter.workflow.as_ref().is_none_or(|workflow| workflow == job.workflow.as_str())
-                && (filter.status.is_empty() || filter.status.contains(&job.status))
-                && filter.since.is_none_or(|since| job.requested >= since)
-                && filter.until.is_none_or(|until| job.requested < until)
-        };
-        let mut jobs: Vec<&JobSummary> = self.jobs.values().filter(wanted).collect();
-        jobs.sort_by_key(|job| std::cmp::Reverse((job.requested, job.job)));
-        let limit = if filter.limit == 0 { usize::MAX } else { filter.limit };
-        jobs.into_iter().take(limit).cloned().collect()
     }
 }
 
@@ -167,15 +211,7 @@ impl EventStore for MemoryStore {
     }
 
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let mut inner = self.inner();
-        let (appended, first) = inner.append(self.id, append)?;
-        if self.subscribers.receiver_count() > 0 {
-            for placed in &inner.log[first..] {
-                // An error means that the last receiver has just gone.
-                let _ = self.subscribers.send(placed.record.clone());
-            }
-        }
-        Ok(appended)
+        self.change(|inner| inner.append(self.id, append))
     }
 
     async fn read(&self, stream: &StreamId, from: Seq, limit: usize) -> Result<Vec<Record>, StoreError> {
@@ -187,11 +223,12 @@ impl EventStore for MemoryStore {
     }
 
     async fn streams(&self) -> Result<Vec<StreamId>, StoreError> {
-        Ok(self.inner().streams.keys().cloned().collect())
+        let inner = self.inner();
+        Ok(inner.streams.keys().filter(|stream| !inner.buried.contains(*stream)).cloned().collect())
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
-        Ok(self.inner().jobs(filter))
+        Ok(fold::pick(self.inner().jobs.values().cloned(), filter))
     }
 
     async fn job(&self, job: JobId) -> Result<Option<JobSummary>, StoreError> {
@@ -245,6 +282,14 @@ impl Store for MemoryStore {
     async fn commits(&self, after: u64, limit: usize) -> Result<Vec<Commit>, StoreError> {
         let after = usize::try_from(after).unwrap_or(usize::MAX);
         Ok(self.inner().commits.iter().skip(after).take(limit).copied().collect())
+    }
+
+    async fn bury(&self, burial: Burial) -> Result<Appended, AppendError> {
+        self.change(|inner| inner.bury(self.id, burial))
+    }
+
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AppendError> {
+        self.inner().adopt(self.id, adoption)
     }
 
     async fn keys(&self) -> Result<Vec<(String, StreamId)>, StoreError> {

@@ -24,6 +24,7 @@ pub(crate) const DEFAULT_SIZE: u64 = 16 << 20;
 /// The reserve of a store.
 pub(crate) struct ReserveFile {
     folder: PathBuf,
+    name: &'static str,
     size: u64,
     state: Mutex<Reserve>,
 }
@@ -32,13 +33,18 @@ impl ReserveFile {
     /// Looks at the reserve of the store in `folder`, and makes it if there is room. `size` 0 means none: it is always
     /// intact and never helps.
     pub(crate) fn open(folder: &Path, size: u64) -> Self {
-        let reserve = Self { folder: folder.to_path_buf(), size, state: Mutex::new(Reserve::Spent) };
+        Self::named(folder, "reserve", size)
+    }
+
+    /// The same under another name, for another purpose.
+    pub(crate) fn named(folder: &Path, name: &'static str, size: u64) -> Self {
+        let reserve = Self { folder: folder.to_path_buf(), name, size, state: Mutex::new(Reserve::Spent) };
         reserve.look();
         reserve
     }
 
     fn path(&self) -> PathBuf {
-        self.folder.join("reserve")
+        self.folder.join(self.name)
     }
 
     fn state(&self) -> MutexGuard<'_, Reserve> {
@@ -93,7 +99,7 @@ impl ReserveFile {
         if files::room(&self.folder)? < self.size.saturating_mul(2) {
             return Ok(false);
         }
-        let young = self.folder.join("reserve.new");
+        let young = self.folder.join(format!("{}.new", self.name));
         files::remove(&young)?;
         if let Err(e) = self.fill(&young) {
             files::remove(&young)?;

@@ -14,6 +14,7 @@ use vmkeep_workflow::journal::{JobFilter, StoreError, link};
 use vmkeep_workflow::summary::JobSummary;
 
 use crate::Store;
+use crate::burial::Graves;
 use crate::chain::{self, Commit, Digest, GENESIS, Hash, Placed, genesis};
 use crate::fold::{Job, Jobs};
 
@@ -44,6 +45,7 @@ struct Walk<'a> {
     report: Report,
     ends: HashMap<StreamId, (Seq, Hash)>,
     jobs: Jobs,
+    graves: Graves,
     ahead: VecDeque<Commit>,
     /// The commit whose records are being read.
     commit: u64,
@@ -59,6 +61,7 @@ impl<'a> Walk<'a> {
             report: Report::new(store.id(), store.engine()),
             ends: HashMap::new(),
             jobs: Jobs::default(),
+            graves: Graves::default(),
             ahead: VecDeque::new(),
             commit: 0,
             digest: Digest::default(),
@@ -79,6 +82,10 @@ impl<'a> Walk<'a> {
         self.close_up_to(self.commit).await?;
         self.report.streams = self.ends.len() as u64;
         self.report.link = chain::hex(&self.closed.1);
+        for stream in self.graves.wrong(|stream| self.ends.get(stream).copied()) {
+            self.report.add(Finding::in_stream(&stream, Problem::Tombstone));
+        }
+        self.report.pruned = self.graves.tombstones();
         self.summaries().await
     }
 
@@ -95,14 +102,15 @@ impl<'a> Walk<'a> {
         if record.stream.as_str().is_empty() {
             self.report.add(Finding::at(record, Problem::NoStream));
         }
+        let gone = self.graves.take(record);
         let (last, hash) = *self.ends.entry(record.stream.clone()).or_insert((Seq(0), GENESIS));
         if record.seq != last.next() {
             self.report.add(Finding::at(record, Problem::Missing { after: last }));
-        } else if link(&hash, &record.bytes) != record.hash {
+        } else if !gone && link(&hash, &record.bytes) != record.hash {
             self.report.add(Finding::at(record, Problem::Chain));
         }
         self.ends.insert(record.stream.clone(), (record.seq, record.hash));
-        if let Err(why) = self.jobs.take(record) {
+        if !gone && let Err(why) = self.jobs.take(record) {
             self.report.add(Finding::at(record, Problem::NotUnderstood { why }));
         }
         Ok(())
@@ -152,6 +160,8 @@ impl<'a> Walk<'a> {
 
     async fn summaries(&mut self) -> Result<(), StoreError> {
         let mut jobs = std::mem::take(&mut self.jobs).into_inner();
+        // Those that were let go while the walk was under way.
+        jobs.retain(|stream, _| !self.graves.has(stream));
         self.keys(&jobs).await?;
         let mut stored = HashSet::new();
         for summary in self.store.jobs(&JobFilter::default()).await? {
@@ -163,6 +173,10 @@ impl<'a> Walk<'a> {
         }
         for (stream, job) in jobs {
             if job.summary.is_some() && !stored.contains(&stream) {
+                // It may have been let go after the walk came to its end.
+                if let Err(StoreError::Pruned { .. }) = self.store.read(&stream, Seq(1), 1).await {
+                    continue;
+                }
                 self.report.add(Finding::in_stream(&stream, Problem::SummaryMissing));
             }
         }
@@ -206,19 +220,22 @@ impl<'a> Walk<'a> {
 
     async fn keys(&mut self, jobs: &HashMap<StreamId, Job>) -> Result<(), StoreError> {
         let keys: HashMap<String, StreamId> = self.store.keys().await?.into_iter().collect();
-        for (stream, job) in jobs {
-            let Some(key) = &job.key else { continue };
+        let buried = self.report.pruned.iter().filter_map(|grave| Some((&grave.stream, grave.key.as_ref()?)));
+        let living = jobs.iter().filter_map(|(stream, job)| Some((stream, job.key.as_ref()?)));
+        let mut findings = Vec::new();
+        for (stream, key) in buried.chain(living) {
             match keys.get(key) {
                 Some(holder) if holder == stream => {}
                 Some(holder) => {
                     let problem = Problem::KeyElsewhere { key: key.clone(), holder: holder.clone() };
-                    self.report.add(Finding::in_stream(stream, problem));
+                    findings.push(Finding::in_stream(stream, problem));
                 }
                 None => {
-                    self.report.add(Finding::in_stream(stream, Problem::KeyMissing { key: key.clone() }));
+                    findings.push(Finding::in_stream(stream, Problem::KeyMissing { key: key.clone() }));
                 }
             }
         }
+        findings.into_iter().for_each(|finding| self.report.add(finding));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use vmkeep_store::conformance::Candidate;
 use vmkeep_store::{MemoryStore, Options, Store};
+use vmkeep_workflow::EventStore;
 use vmkeep_workflow::ids::{Seq, StreamId};
 use vmkeep_workflow::journal::StoreError;
 
@@ -16,9 +17,14 @@ use vmkeep_workflow::journal::StoreError;
 struct Memory(Mutex<HashMap<PathBuf, Arc<MemoryStore>>>);
 
 impl Candidate for Memory {
-    fn open(&self, folder: &Path, _: Options) -> Result<Arc<dyn Store>, StoreError> {
+    fn open(&self, folder: &Path, options: Options) -> Result<Arc<dyn Store>, StoreError> {
         let mut stores = self.0.lock().unwrap();
-        Ok(Arc::clone(stores.entry(folder.to_path_buf()).or_default()) as Arc<dyn Store>)
+        let fresh = MemoryStore::new();
+        let made = || {
+            let created = options.created.unwrap_or(fresh.created());
+            Arc::new(MemoryStore::copy_of(options.id.unwrap_or(fresh.id()), created))
+        };
+        Ok(Arc::clone(stores.entry(folder.to_path_buf()).or_insert_with(made)) as Arc<dyn Store>)
     }
 
     fn open_read_only(&self, folder: &Path) -> Result<Arc<dyn Store>, StoreError> {

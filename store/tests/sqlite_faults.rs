@@ -1,13 +1,8 @@
 //! What the sqlite engine answers when the file system fails it.
-//!
-//! Each test runs itself again as a child under a small library (`faults.c`) that makes writes and fsyncs fail on demand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+mod faults;
 
 use vmkeep_store::conformance::sample::{append, assert_holds, assert_whole, of};
 use vmkeep_store::{Options, SqliteStore};
@@ -15,81 +10,16 @@ use vmkeep_workflow::EventStore;
 use vmkeep_workflow::ids::{JobId, StreamId};
 use vmkeep_workflow::journal::{AppendError, Reserve};
 
-const CONTROL: &str = "VMKEEP_FAULTS";
+use faults::{EDQUOT, EIO, ENOSPC, Stage, under_faults};
 
-const EIO: u32 = 5;
-const ENOSPC: u32 = 28;
-const EDQUOT: u32 = 122;
-
-/// The library, compiled once.
-fn library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults.c");
-        let library =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}.so", std::process::id()));
-        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-        let done = Command::new(compiler)
-            .args(["-O1", "-shared", "-fPIC", "-o"])
-            .arg(&library)
-            .arg(source)
-            .arg("-ldl")
-            .status();
-        assert!(done.unwrap().success(), "the library of faults could not be compiled");
-        library
-    })
-}
-
-/// The faults that a test turns on and off, and its store.
-struct Stage {
-    folder: PathBuf,
-    control: PathBuf,
-}
-
-impl Stage {
-    fn open(&self) -> SqliteStore {
-        SqliteStore::open(&self.folder, Options { reserve: 1 << 20, ..Options::default() }).unwrap()
-    }
-
-    fn fail(&self, operation: &str, errno: u32, suffix: &str) {
-        std::fs::write(&self.control, format!("{operation} {errno} {suffix}")).unwrap();
-    }
-
-    fn heal(&self) {
-        std::fs::remove_file(&self.control).unwrap();
-    }
-
-    /// How often a database or its log was fsynced.
-    fn fsyncs(&self) -> u64 {
-        std::fs::metadata(self.control.with_extension("fsyncs")).map_or(0, |file| file.len())
-    }
-}
-
-/// Runs a test in a child under the library.
-fn under_faults(name: &str, test: impl AsyncFnOnce(&Stage)) {
-    if let Some(control) = std::env::var_os(CONTROL) {
-        let control = PathBuf::from(control);
-        let stage = Stage { folder: control.with_file_name("store"), control };
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(test(&stage));
-        return;
-    }
-    let place = tempfile::tempdir().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .arg0("faults")
-        .args([name, "--exact", "--nocapture"])
-        .env("LD_PRELOAD", library())
-        .env(CONTROL, place.path().join("control"))
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
-    assert!(String::from_utf8_lossy(&said).contains("1 passed"), "the child ran no test");
+fn open(stage: &Stage) -> SqliteStore {
+    SqliteStore::open(&stage.folder, Options { reserve: 1 << 20, ..Options::default() }).unwrap()
 }
 
 #[test]
 fn a_durable_append_costs_one_fsync_and_a_row_none() {
     under_faults("a_durable_append_costs_one_fsync_and_a_row_none", async |stage| {
-        let store = stage.open();
+        let store = open(stage);
         store.append(append("a", 0, 1)).await.unwrap();
         let before = stage.fsyncs();
         for n in 1..=100 {
@@ -106,7 +36,7 @@ fn a_durable_append_costs_one_fsync_and_a_row_none() {
 fn a_failed_fsync_is_fatal_and_nothing_is_written_after_it() {
     under_faults("a_failed_fsync_is_fatal_and_nothing_is_written_after_it", async |stage| {
         let log = stage.folder.join("journal.db-wal");
-        let store = stage.open();
+        let store = open(stage);
         store.append(append("a", 0, 3)).await.unwrap();
         stage.fail("fsync", EIO, "-wal");
         let outcome = store.append(append("a", 3, 1)).await;
@@ -124,7 +54,7 @@ fn a_failed_fsync_is_fatal_and_nothing_is_written_after_it() {
         assert_eq!(stage.fsyncs(), fsyncs, "closing must not fsync either");
         assert!(std::fs::read(&log).unwrap() == content, "the log is left to the next process");
         // Which finds what was acknowledged, and perhaps the record in doubt.
-        let store = stage.open();
+        let store = open(stage);
         let last = store.last(&StreamId::from("a")).await.unwrap().0;
         assert!(last == 3 || last == 4, "{last}");
         assert_holds(&store, "a", last).await;
@@ -136,7 +66,7 @@ fn a_failed_fsync_is_fatal_and_nothing_is_written_after_it() {
 #[test]
 fn a_failed_fsync_of_a_checkpoint_is_fatal() {
     under_faults("a_failed_fsync_of_a_checkpoint_is_fatal", async |stage| {
-        let store = stage.open();
+        let store = open(stage);
         stage.fail("fsync", EIO, "journal.db");
         let record = format!("\"{}\"", "x".repeat(1 << 20)).into_bytes();
         let mut last = 0;
@@ -150,7 +80,7 @@ fn a_failed_fsync_of_a_checkpoint_is_fatal() {
         assert!(matches!(error, AppendError::Fatal(_)), "{error:?}");
         stage.heal();
         drop(store);
-        let store = stage.open();
+        let store = open(stage);
         assert_eq!(store.last(&StreamId::from("a")).await.unwrap().0, last);
         assert_whole(&store).await;
     });
@@ -159,7 +89,7 @@ fn a_failed_fsync_of_a_checkpoint_is_fatal() {
 #[test]
 fn a_full_disk_gives_up_the_reserve_and_is_full_only_then() {
     under_faults("a_full_disk_gives_up_the_reserve_and_is_full_only_then", async |stage| {
-        let store = stage.open();
+        let store = open(stage);
         store.append(append("a", 0, 1)).await.unwrap();
         for (round, operation) in (1..).zip(["write", "torn"]) {
             assert_eq!(store.reserve().await, Ok(Reserve::Intact));
@@ -180,7 +110,7 @@ fn a_full_disk_gives_up_the_reserve_and_is_full_only_then() {
 #[test]
 fn a_spent_quota_is_a_full_disk() {
     under_faults("a_spent_quota_is_a_full_disk", async |stage| {
-        let store = stage.open();
+        let store = open(stage);
         store.append(append("a", 0, 1)).await.unwrap();
         stage.fail("write", EDQUOT, "*");
         let outcome = store.append(append("a", 1, 1)).await;
@@ -195,7 +125,7 @@ fn a_spent_quota_is_a_full_disk() {
 #[test]
 fn a_write_that_fails_at_the_commit_leaves_the_outcome_unknown() {
     under_faults("a_write_that_fails_at_the_commit_leaves_the_outcome_unknown", async |stage| {
-        let store = stage.open();
+        let store = open(stage);
         store.append(append("a", 0, 1)).await.unwrap();
         for (round, operation) in (1..).zip(["write", "torn"]) {
             stage.fail(operation, EIO, "-wal");
@@ -208,7 +138,7 @@ fn a_write_that_fails_at_the_commit_leaves_the_outcome_unknown() {
             store.append(append("a", round, 1)).await.unwrap();
         }
         drop(store);
-        let store = stage.open();
+        let store = open(stage);
         assert_holds(&store, "a", 3).await;
         assert_whole(&store).await;
     });
@@ -217,7 +147,7 @@ fn a_write_that_fails_at_the_commit_leaves_the_outcome_unknown() {
 #[test]
 fn rows_that_find_no_room_do_not_spend_the_reserve() {
     under_faults("rows_that_find_no_room_do_not_spend_the_reserve", async |stage| {
-        let store = stage.open();
+        let store = open(stage);
         store.append(append("a", 0, 1)).await.unwrap();
         stage.fail("write", ENOSPC, "-wal");
         let job = JobId::new();

@@ -122,6 +122,26 @@ pub enum StoreError {
         /// The newest format known.
         known: u32,
     },
+    /// Another engine made it than the one that is asked for. It was not touched.
+    #[error("the store {path} was made by the engine {found}, and {wanted} is configured")]
+    OtherEngine {
+        /// The store.
+        path: String,
+        /// The engine that made it.
+        found: String,
+        /// The engine that is asked for.
+        wanted: String,
+    },
+    /// The history of a job was removed on purpose; what is left proves that it was there.
+    #[error("the history of {stream} was pruned: it had {events} events, the last with the hash {hash}")]
+    Pruned {
+        /// The job's stream.
+        stream: StreamId,
+        /// How many records it had.
+        events: u64,
+        /// The hash of the last one, in hexadecimal digits.
+        hash: String,
+    },
     /// It is damaged; the text says where.
     #[error("the store is damaged: {0}")]
     Damaged(String),
@@ -151,7 +171,8 @@ impl StoreError {
             Self::InUse { .. } => Code::STORE_IN_USE,
             Self::TooNew { .. } => Code::STORE_TOO_NEW,
             Self::Damaged(_) => Code::STORE_DAMAGED,
-            Self::Io(_) => Code::STORE_UNAVAILABLE,
+            Self::Pruned { .. } => Code::NO_SUCH_JOB,
+            Self::Io(_) | Self::OtherEngine { .. } => Code::STORE_UNAVAILABLE,
         }
     }
 

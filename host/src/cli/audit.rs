@@ -1,15 +1,16 @@
 //! The journal as evidence, and the doctor.
 //!
-//! A replay or a verification of an exported file needs no daemon: evidence must be checkable elsewhere.
+//! A replay or a verification of an exported file needs no daemon: evidence must be checkable elsewhere. Nor does the
+//! verification of the store itself: a damaged one may not let any daemon start.
 
 use std::io::Write;
 use std::path::Path;
 
 use vmkeep_workflow::Fault;
 
-use super::args::Global;
+use super::args::{Export, Global, Prune};
 use super::{Ended, Out, client, config, show};
-use crate::api::types::{Audited, Finding, Grade, Replayed};
+use crate::api::types::{Audited, Finding, Grade, PruneRequest, Pruned, Replayed};
 use crate::client::Client;
 use crate::codes;
 
@@ -27,14 +28,43 @@ pub(super) async fn replay(global: &Global, out: &Out, what: &str) -> Ended {
 pub(super) async fn verify(global: &Global, out: &Out, file: Option<&Path>) -> Ended {
     let audited: Audited = match file {
         Some(file) => crate::audit::verify_file(file)?,
-        None => client(global)?.get("/v1/audit/verify").await?,
+        None => match client(global)?.get("/v1/audit/verify").await {
+            Err(fault) if fault.code == codes::DAEMON_UNREACHABLE => {
+                crate::store::audit(&config(global)?).await?
+            }
+            answer => answer?,
+        },
     };
     out.show(&audited, show::audited)?;
     Ok(0)
 }
 
-pub(super) async fn export(client: &Client, job: Option<&str>, output: Option<&Path>) -> Result<(), Fault> {
-    let query = job.map(|job| format!("?job={}", crate::client::segment(job))).unwrap_or_default();
+/// The query for the part that is wanted.
+fn part(args: &Export) -> String {
+    let states: Vec<&str> = args.state.iter().map(|state| state.as_str()).collect();
+    let asked = [
+        ("job", args.job.clone()),
+        ("domain", args.domain.clone()),
+        ("state", Some(states.join(",")).filter(|states| !states.is_empty())),
+        ("since", args.since.map(|at| at.to_string())),
+        ("until", args.until.map(|at| at.to_string())),
+    ];
+    let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let query: Vec<String> =
+        asked.map(|(name, value)| format!("{name}={}", crate::client::segment(&value))).collect();
+    if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) }
+}
+
+pub(super) async fn prune(client: &Client, out: &Out, args: Prune) -> Ended {
+    let Prune { keep_days, keep_jobs, reason, dry_run } = args;
+    let request = PruneRequest { keep_days, keep_jobs, reason, dry_run };
+    let pruned: Pruned = client.post("/v1/audit/prune", &request, None).await?;
+    out.show(&pruned, show::pruned)?;
+    Ok(u8::from(!pruned.failed.is_empty()))
+}
+
+pub(super) async fn export(client: &Client, args: &Export) -> Result<(), Fault> {
+    let (query, output) = (part(args), args.output.as_deref());
     let mut pieces = client.stream(&format!("/v1/audit/export{query}")).await?;
     let object = output.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
     let fault = |e: &std::io::Error| super::unwritten(&object, e);

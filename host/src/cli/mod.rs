@@ -10,6 +10,7 @@ mod job;
 mod kept;
 mod make;
 mod show;
+mod store;
 mod wait;
 
 use std::ffi::OsString;
@@ -172,8 +173,11 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
         Command::Job(command) => return on_job(&client(global)?, out, command).await,
         Command::Replay { what } => return audit::replay(global, out, &what).await,
         Command::Audit(Audit::Verify { file }) => return audit::verify(global, out, file.as_deref()).await,
-        Command::Audit(Audit::Export { job, output }) => {
-            audit::export(&client(global)?, job.as_deref(), output.as_deref()).await?;
+        Command::Audit(Audit::Export(args)) => audit::export(&client(global)?, &args).await?,
+        Command::Audit(Audit::Prune(args)) => return audit::prune(&client(global)?, out, args).await,
+        Command::Store(args::Store::Info) => store::info(global, out).await?,
+        Command::Store(args::Store::Migrate { to, dry_run }) => {
+            store::migrate(global, out, to.into(), dry_run).await?;
         }
         Command::Doctor => return audit::doctor(global, out).await,
         Command::Diagram { workflow } => diagram(out, workflow.as_deref()).await?,

@@ -1,16 +1,20 @@
 //! Answers as text. Everything that a stranger named goes through [`safe`].
 
+mod journal;
+
 use jiff::Timestamp;
 use vmkeep_workflow::engine::StepState;
 use vmkeep_workflow::plan::Plan;
 use vmkeep_workflow::{Fault, JobStatus};
 
 use crate::api::types::{
-    Audited, BackupDetail, Backups, DaemonPhase, DomainRow, Explanation, Finding, Grade, HistoryRow,
-    JobDetail, JobRow, PhaseRow, Replayed, Status, StepRow,
+    BackupDetail, Backups, DaemonPhase, DomainRow, Explanation, Finding, Grade, HistoryRow, JobDetail,
+    JobRow, PhaseRow, Replayed, Status, StepRow,
 };
 use crate::codes;
 use crate::text::{ago, bytes, local, safe, safe_lines, span, table};
+
+pub(super) use self::journal::{audited, migrated, pruned, store};
 
 pub(super) fn fault(program: &str, fault: &Fault) -> String {
     let object = if fault.object.is_empty() { String::new() } else { format!(" ({})", safe(&fault.object)) };
@@ -468,18 +472,6 @@ pub(super) fn replayed(all: &[Replayed]) -> String {
             one.events,
             one.decisions,
             words(one.status)
-        ));
-    }
-    text
-}
-
-pub(super) fn audited(audited: &Audited) -> String {
-    let mut text =
-        format!("{} records in {} streams are whole and in order\n", audited.records, audited.streams);
-    if let Some(head) = &audited.head {
-        text.push_str(&format!(
-            "head {}\nKeep the head elsewhere: a rewrite of everything, or an end that was cut off, leaves a chain that\nfits, and only the head tells.\n",
-            safe(head)
         ));
     }
     text

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vmkeep_store::EngineName;
+use vmkeep_store::burial::Policy;
 
 use super::places::Surroundings;
 use super::{ConfigError, Overrides};
@@ -20,6 +22,12 @@ pub struct File {
     /// `[targets]`
     #[serde(default)]
     pub targets: Targets,
+    /// `[store]`
+    #[serde(default)]
+    pub store: FileStore,
+    /// `[history]`
+    #[serde(default)]
+    pub history: FileHistory,
     /// `[limits]`
     #[serde(default)]
     pub limits: FileLimits,
@@ -36,6 +44,43 @@ pub struct Targets {
     pub roots: Option<Vec<PathBuf>>,
     /// Where restored images go by default.
     pub restore: Option<PathBuf>,
+}
+
+/// How the journal is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileStore {
+    /// `sqlite` or `sled`.
+    pub engine: Option<StoreEngine>,
+}
+
+/// How long the histories of ended jobs are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileHistory {
+    /// So many days; 0 or absent: for ever.
+    pub keep_days: Option<u32>,
+    /// The latest so many; 0 or absent: all.
+    pub keep_jobs: Option<usize>,
+}
+
+/// An engine that keeps files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreEngine {
+    /// One SQLite database; the default.
+    Sqlite,
+    /// A folder of sled's.
+    Sled,
+}
+
+impl From<StoreEngine> for EngineName {
+    fn from(engine: StoreEngine) -> Self {
+        match engine {
+            StoreEngine::Sqlite => Self::Sqlite,
+            StoreEngine::Sled => Self::Sled,
+        }
+    }
 }
 
 /// How much may go on at a time.
@@ -157,6 +202,11 @@ impl super::Config {
             connect,
             roots,
             restore_dir,
+            engine: file.store.engine.map(EngineName::from).unwrap_or_default(),
+            history: Policy {
+                keep_days: file.history.keep_days.filter(|days| *days > 0),
+                keep_jobs: file.history.keep_jobs.filter(|jobs| *jobs > 0),
+            },
             limits: limits(&file.limits)?,
             log: log(file.log, around),
             file: path,

@@ -15,10 +15,12 @@ mod uri;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use file::{File, LogFormat};
+pub use file::{File, LogFormat, StoreEngine};
 pub use places::{Overrides, Surroundings};
 pub use uri::check_uri;
 
+use vmkeep_store::burial::Policy;
+use vmkeep_store::{EngineName, StoreConfig};
 use vmkeep_workflow::{Code, Fault};
 
 use crate::codes;
@@ -36,6 +38,11 @@ pub struct Config {
     pub roots: Vec<PathBuf>,
     /// Where restored images go when the caller names no place: a folder per restored domain below it.
     pub restore_dir: PathBuf,
+    /// The engine that keeps the journal.
+    pub engine: EngineName,
+    /// How long the histories of ended jobs are kept. For ever, if nothing is said: history is evidence, and whoever wants
+    /// it gone should have said so.
+    pub history: Policy,
     /// How much may go on at a time.
     pub limits: Limits,
     /// What is logged, and how.
@@ -175,6 +182,12 @@ impl Config {
     #[must_use]
     pub fn store_dir(&self) -> PathBuf {
         self.state_dir.join("store")
+    }
+
+    /// The store, for whoever opens it.
+    #[must_use]
+    pub fn store(&self) -> StoreConfig {
+        StoreConfig { engine: self.engine, ..StoreConfig::new(self.store_dir()) }
     }
 }
 

@@ -177,3 +177,14 @@ fn the_documented_configuration_is_understood_and_names_every_key() {
         assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not documented");
     }
 }
+
+#[test]
+fn the_engine_of_the_store_is_chosen_by_name() {
+    assert_eq!(resolve("", &user()).unwrap().engine, EngineName::Sqlite);
+    assert_eq!(resolve("[store]\nengine = \"sled\"\n", &user()).unwrap().engine, EngineName::Sled);
+    // One that keeps nothing is none to choose.
+    for wrong in ["memory", "Sled", ""] {
+        let error = resolve(&format!("[store]\nengine = \"{wrong}\"\n"), &user()).unwrap_err();
+        assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{wrong}");
+    }
+}

@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use tokio::sync::watch as channel;
 use vmkeep_steps::hypervisor::LocalStorage;
 use vmkeep_steps::snapshot::World;
-use vmkeep_store::{Store, StoreConfig};
+use vmkeep_store::Store;
 use vmkeep_workflow::engine::{self, SystemClock};
 use vmkeep_workflow::journal::StoreError;
 use vmkeep_workflow::{Engine, EventStore, Fault};
@@ -43,7 +43,7 @@ use crate::codes;
 use crate::config::Config;
 use crate::environment::Facts;
 use crate::hypervisor::Libvirt;
-use crate::site::{Host, OpenRoots};
+use crate::site::{Host, OpenRoots, Site};
 
 /// How long libvirt is waited for when the only thing left to do is to set guests free.
 const LAST_WAIT: Duration = Duration::from_secs(60);
@@ -82,8 +82,11 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let (phase, phases) = channel::channel(DaemonPhase::WaitingForLibvirt);
     let phase = Arc::new(phase);
     let owner = rustix::process::geteuid().as_raw();
+    let site: Arc<dyn Site> =
+        Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone(), engine.clone()));
+    let pruning = tokio::spawn(crate::history::daily(store.clone(), site.clone(), config.history));
     let app = Arc::new(App {
-        site: Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone(), engine.clone())),
+        site,
         config,
         engine: engine.clone(),
         store: store.clone(),
@@ -110,6 +113,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     notify::tell(notify::STOPPING);
     watching.abort();
     waiting.abort();
+    pruning.abort();
     tokio::select! {
         () = engine.shutdown() => tracing::info!("every job is at a safe place"),
         signal = ending() => tracing::warn!(signal, "vmkeepd ends at once; the next start takes the jobs over"),
@@ -153,36 +157,24 @@ fn make_folder(dir: &Path, mode: u32) -> Result<(), Fault> {
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Fault> {
-    let path = config.store_dir();
-    let wanted = StoreConfig::new(&path);
+    let (path, wanted) = (config.store_dir(), config.store());
     let opened = tokio::task::spawn_blocking(move || vmkeep_store::open(&wanted)).await;
     let opened = opened.unwrap_or_else(|e| Err(StoreError::Io(e.to_string())));
-    opened.map_err(|error| store_fault(&path, &error))
-}
-
-/// A store that does not open, with its code.
-fn store_fault(path: &Path, error: &StoreError) -> Fault {
-    let fault = error.fault("open the store", path.display().to_string());
-    match error {
-        StoreError::InUse { .. } => {
-            fault.remedy("Stop the other vmkeepd, or give this one a state folder of its own: --state-dir")
-        }
-        StoreError::TooNew { .. } => fault.remedy("Use the newer release; nothing was touched"),
-        StoreError::Damaged(_) => {
-            fault.remedy("Keep the folder as it is, restore a copy of it, and report this")
-        }
-        _ => fault,
-    }
+    opened.map_err(|error| crate::store::fault("open the store", &path, &error))
 }
 
 /// What is left to do when there is no store to write to.
 async fn set_free_and_give_up(config: &Config, libvirt: &Libvirt, world: &World, fault: Fault) -> Fault {
     // In use: the other daemon sees to the guests. Too new: it is not known what its marks mean.
+    // Of another engine: the configuration is wrong, not the disk, and the store can be read all the same.
     if fault.code == codes::STORE_IN_USE || fault.code == codes::STORE_TOO_NEW || !config.store_dir().exists()
     {
         return fault;
     }
-    let wanted = StoreConfig::new(config.store_dir());
+    let mut wanted = config.store();
+    if let Ok(Some(engine)) = vmkeep_store::engine_of(&wanted.path) {
+        wanted.engine = engine;
+    }
     let Ok(Ok(store)) = tokio::task::spawn_blocking(move || vmkeep_store::open_read_only(&wanted)).await
     else {
         tracing::error!("the store cannot even be read: which guests are held by its jobs is not known");

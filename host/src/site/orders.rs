@@ -169,6 +169,8 @@ mod tests {
             connect: "test:///default".into(),
             roots: vec!["/b".into(), "/b/deep".into(), "/s/restored".into()],
             restore_dir: "/s/restored".into(),
+            engine: vmkeep_store::EngineName::default(),
+            history: vmkeep_store::burial::Policy::default(),
             limits: Limits { bandwidth: 77, ..Limits::default() },
             log: Log::default(),
             file: None,

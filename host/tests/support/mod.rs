@@ -90,8 +90,25 @@ impl Workflow for Toy {
     }
 }
 
-/// A host with one domain and no backups.
-struct ToySite;
+/// A host with one domain, and the backups that a test says.
+#[derive(Clone, Default)]
+pub(crate) struct ToySite(pub(crate) Arc<std::sync::Mutex<(Vec<BackupRow>, Vec<String>)>>);
+
+/// A backup that a job made.
+pub(crate) fn backup_of(job: &str) -> BackupRow {
+    BackupRow {
+        id: job.into(),
+        short: job.into(),
+        domain: NASTY.into(),
+        domain_uuid: UUID.into(),
+        at: Timestamp::now(),
+        memory: false,
+        disks: vec![],
+        size: 0,
+        folder: "/b".into(),
+        job: Some(job.into()),
+    }
+}
 
 #[async_trait]
 impl Site for ToySite {
@@ -167,7 +184,7 @@ impl Site for ToySite {
     }
 
     async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault> {
-        Ok((vec![], vec![]))
+        Ok(self.0.lock().unwrap().clone())
     }
 
     async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {
@@ -187,6 +204,7 @@ pub(crate) struct Daemon {
     pub(crate) engine: Engine,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) gates: Arc<Semaphore>,
+    pub(crate) site: ToySite,
     pub(crate) phase: watch::Sender<DaemonPhase>,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -226,14 +244,17 @@ impl Daemon {
             connect: "test:///default".into(),
             roots: vec![dir.path().join("backups")],
             restore_dir: dir.path().join("restored"),
+            engine: vmkeep_store::EngineName::default(),
+            history: vmkeep_store::burial::Policy::default(),
             limits: Limits::default(),
             log: Log::default(),
             file: None,
         };
+        let site = ToySite::default();
         let app = Arc::new(App {
             config,
             engine: engine.clone(),
-            site: Arc::new(ToySite),
+            site: Arc::new(site.clone()),
             store: store.clone(),
             phase: phases,
             started: Timestamp::now(),
@@ -243,7 +264,7 @@ impl Daemon {
         let service = router(app).into_make_service_with_connect_info::<Peer>();
         let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
         let client = Client::new(&socket);
-        Self { dir, socket, client, engine, store, gates, phase, serving }
+        Self { dir, socket, client, engine, store, gates, site, phase, serving }
     }
 
     /// A request for a backup of the toy's domain.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use vmkeep_store::{Options, SqliteStore};
+use vmkeep_store::{EngineName, Store, StoreConfig, open};
 use vmkeep_workflow::ids::{JobId, Seq, StreamId};
-use vmkeep_workflow::journal::{Append, EventStore};
+use vmkeep_workflow::journal::Append;
 use vmkeep_workflow::{Actor, JobStatus, JobSummary, Subject, WorkflowName};
 
 use crate::table::{Row, Samples, Target};
@@ -64,7 +64,7 @@ fn plain_file(dir: &Path) -> f64 {
     count as f64 / begin.elapsed().as_secs_f64()
 }
 
-async fn write(store: Arc<SqliteStore>, until: Instant) -> u64 {
+async fn write(store: Arc<dyn Store>, until: Instant) -> u64 {
     let job = JobId::new();
     let (stream, mut seq, mut summary) = (StreamId::job(job), Seq(0), summary(job));
     while Instant::now() < until {
@@ -84,7 +84,7 @@ async fn write(store: Arc<SqliteStore>, until: Instant) -> u64 {
 }
 
 /// So many writers, each with a job of its own; appends per second of all together.
-async fn writers(store: &Arc<SqliteStore>, count: usize) -> f64 {
+async fn writers(store: &Arc<dyn Store>, count: usize) -> f64 {
     let begin = Instant::now();
     let tasks: Vec<_> = (0..count).map(|_| tokio::spawn(write(Arc::clone(store), begin + SLICE))).collect();
     let mut total = 0;
@@ -99,23 +99,32 @@ pub fn run() -> Vec<Row> {
     let folder =
         tempfile::Builder::new().prefix("store-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let store = SqliteStore::open(folder.path().join("store"), Options::default()).expect("a store");
-    let store = Arc::new(store);
+    let make = |engine: EngineName| {
+        let path = folder.path().join(engine.to_string());
+        open(&StoreConfig { engine, ..StoreConfig::new(path) }).expect("a store")
+    };
+    let (store, second) = (make(EngineName::Sqlite), make(EngineName::Sled));
     let (mut file, mut one, mut many) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sled_one, mut sled_many) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let results = [
             plain_file(folder.path()),
             runtime.block_on(writers(&store, 1)),
             runtime.block_on(writers(&store, WRITERS)),
+            runtime.block_on(writers(&second, 1)),
+            runtime.block_on(writers(&second, WRITERS)),
         ];
         // The first round warms up.
         if round > 0 {
             file.push(results[0]);
             one.push(results[1]);
             many.push(results[2]);
+            sled_one.push(results[3]);
+            sled_many.push(results[4]);
         }
     }
     let (file, one, many) = (Samples(file), Samples(one), Samples(many));
+    let (sled_one, sled_many) = (Samples(sled_one), Samples(sled_many));
     vec![
         Row::against(
             "store: sqlite, 1 writer",
@@ -133,5 +142,7 @@ pub fn run() -> Vec<Row> {
             &one,
             Target::AtLeast(5.0),
         ),
+        Row::beside("store: sled, 1 writer", "appends/s", &sled_one, "sqlite, 1 writer", &one),
+        Row::beside("store: sled, 64 writers", "appends/s", &sled_many, "sqlite, 64 writers", &many),
     ]
 }

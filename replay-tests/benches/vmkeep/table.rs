@@ -10,6 +10,8 @@ pub enum Judgement {
     Missed,
     /// The spread of the rounds is wider than the distance to the target.
     Inconclusive,
+    /// There is no target: the figure is for information.
+    None,
 }
 
 /// The samples of one side.
@@ -88,6 +90,12 @@ impl Row {
         }
     }
 
+    /// Ours beside a peer, for information only.
+    pub fn beside(name: &str, unit: &str, ours: &Samples, peer: &str, theirs: &Samples) -> Self {
+        let row = Self::against(name, unit, ours, peer, theirs, Target::AtLeast(0.0));
+        Self { target: "-".to_owned(), met: Judgement::None, ..row }
+    }
+
     /// Ours against a fixed limit.
     pub fn limit(name: &str, unit: &str, ours: &Samples, most: f64) -> Self {
         let limit = Samples(vec![most; ours.0.len()]);
@@ -123,6 +131,7 @@ pub fn print(rows: &[Row]) {
                 Judgement::Met => "yes",
                 Judgement::Missed => "NO",
                 Judgement::Inconclusive => "inconclusive",
+                Judgement::None => "-",
             }
         );
     }

@@ -9,7 +9,7 @@ use vmkeep_workflow::journal::{EventStore, JobFilter, Record};
 
 use super::sample::{Job, append, assert_whole, of, read};
 use super::{Stage, small};
-use crate::export::{Item, ReadError, Reader, Selection, export};
+use crate::export::{Item, Part, ReadError, Reader, Selection, export};
 use crate::import::{ImportError, Imported, import};
 use crate::{MemoryStore, Store};
 
@@ -156,7 +156,7 @@ pub async fn an_export_that_went_another_way_changes_nothing(stage: &Stage) {
 pub async fn one_stream_can_be_exported(stage: &Stage) {
     let (store, jobs) = filled(stage).await;
     let stream = jobs[0].stream();
-    let text = exported(&*store, Selection::Streams(std::slice::from_ref(&stream))).await;
+    let text = exported(&*store, Selection::Parts(&[Part::whole(stream.clone())])).await;
     let mut reader = Reader::new(Cursor::new(&text)).unwrap();
     assert_eq!((reader.header().store, reader.header().whole), (store.id(), false));
     let mut records = Vec::new();
@@ -168,8 +168,8 @@ pub async fn one_stream_can_be_exported(stage: &Stage) {
     let other = MemoryStore::new();
     import(&other, &mut Cursor::new(&text)).await.unwrap();
     assert_eq!(other.job(jobs[0].id).await.unwrap(), jobs[0].summary);
-    let none = [StreamId::from("none")];
-    assert!(export(&*store, Selection::Streams(&none), &mut Vec::new()).await.is_err());
+    let none = [Part::whole(StreamId::from("none"))];
+    assert!(export(&*store, Selection::Parts(&none), &mut Vec::new()).await.is_err());
 }
 
 pub async fn a_sound_journal_verifies_while_it_is_written(stage: &Stage) {

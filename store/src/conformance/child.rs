@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 
-use vmkeep_workflow::ids::StreamId;
+use vmkeep_workflow::event::{Actor, Body};
+use vmkeep_workflow::ids::{JobId, StreamId};
 use vmkeep_workflow::journal::{AppendError, Reserve, StoreError};
 
-use super::sample::{append, assert_holds, assert_whole, of};
+use super::sample::{Job, append, assert_holds, assert_whole, at, of};
 use super::{Candidate, small};
+use crate::burial::bury;
 use crate::{Options, Store};
 
 const ACT: &str = "VMKEEP_STORE_ACT";
@@ -33,6 +35,7 @@ pub fn act(engine: &dyn Candidate) {
                 // Until the parent ends it.
                 std::future::pending::<()>().await;
             }
+            "bury" => bury_jobs(engine.open(&folder, small()).unwrap()).await,
             "fill" => fill(engine, &folder).await,
             "exceed" => exceed(engine.open(&folder, small()).unwrap()).await,
             other => panic!("unknown act {other}"),
@@ -64,6 +67,8 @@ fn start(module: &str, act: &str, folder: &Path) -> (Child, BufReader<ChildStder
     let mut child = Command::new(program)
         .args(arguments)
         .envs(environment)
+        // What a killed process leaves among temporary files goes with the test's own folder.
+        .env("TMPDIR", temporary(folder))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -71,6 +76,13 @@ fn start(module: &str, act: &str, folder: &Path) -> (Child, BufReader<ChildStder
         .unwrap();
     let errors = BufReader::new(child.stderr.take().unwrap());
     (child, errors)
+}
+
+/// A folder beside a store.
+fn temporary(folder: &Path) -> PathBuf {
+    let temporary = folder.with_extension("tmp");
+    std::fs::create_dir_all(&temporary).unwrap();
+    temporary
 }
 
 fn stop(mut child: Child) {
@@ -153,6 +165,45 @@ pub fn kill_while_writing(engine: &dyn Candidate, module: &str) {
                 assert_holds(&*store, stream, found).await;
             }
             assert_whole(&*store).await;
+        });
+    }
+}
+
+/// Writes jobs and buries them, and tells of each.
+async fn bury_jobs(store: Arc<dyn Store>) {
+    loop {
+        let mut job = Job::new();
+        store.append(job.request(0, "snapshot", "web1", Some(&job.id.to_string()))).await.unwrap();
+        store.append(job.next(1, vec![Body::JobRecovered; 30])).await.unwrap();
+        store.append(job.refuse(2)).await.unwrap();
+        bury(&*store, job.id, Actor::default(), at(3)).await.unwrap();
+        eprintln!("buried {}", job.id);
+    }
+}
+
+/// Kills a process that buries jobs at many points, and looks at what is left.
+pub fn kill_while_burying(engine: &dyn Candidate, module: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("store");
+    let mut buried: Vec<JobId> = Vec::new();
+    for round in 0..10 {
+        let (child, mut errors) = start(module, "bury", &folder);
+        let mut line = String::new();
+        for _ in 0..round * 2 + 1 {
+            line.clear();
+            assert!(errors.read_line(&mut line).unwrap() > 0, "the child ended by itself");
+            buried.push(line.trim().strip_prefix("buried ").unwrap().parse().unwrap());
+        }
+        stop(child);
+        runtime().block_on(async {
+            let store = engine.open(&folder, small()).unwrap();
+            assert_whole(&*store).await;
+            let tombstones = crate::verify::verify(&*store).await.unwrap().pruned;
+            for &job in &buried {
+                assert_eq!(store.job(job).await, Ok(None));
+                assert_eq!(store.key(&job.to_string()).await, Ok(Some(StreamId::job(job))));
+                assert!(tombstones.iter().any(|t| t.stream == StreamId::job(job) && t.events == 32));
+            }
         });
     }
 }

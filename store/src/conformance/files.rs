@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use vmkeep_workflow::ids::{Seq, StreamId};
@@ -12,15 +12,29 @@ use super::sample::{Job, append, assert_holds, assert_whole};
 use super::{Stage, small};
 use crate::Options;
 
-/// The contents of all files of a store but its lock, and when they were last changed.
-fn contents(folder: &Path) -> BTreeMap<String, (Vec<u8>, i64, i64)> {
-    let mut found = BTreeMap::new();
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if name != "lock" {
-            let meta = entry.metadata().unwrap();
-            found.insert(name, (std::fs::read(entry.path()).unwrap(), meta.mtime(), meta.mtime_nsec()));
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The contents of all files of a store but its lock, and when they were last changed.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, i64, i64)> {
+    let mut found = BTreeMap::new();
+    for path in files(folder) {
+        if !path.ends_with("lock") {
+            let meta = path.metadata().unwrap();
+            let content = (std::fs::read(&path).unwrap(), meta.mtime(), meta.mtime_nsec());
+            found.insert(path, content);
         }
     }
     found
@@ -110,7 +124,7 @@ pub async fn reading_only_sees_what_is_appended_and_changes_nothing(stage: &Stag
     assert_eq!(reading.last(&StreamId::from("a")).await, Ok(Seq(4)));
     for (name, content) in before {
         let now = contents(&stage.folder()).remove(&name);
-        assert!(now == Some(content), "{name} was changed by reading");
+        assert!(now == Some(content), "{} was changed by reading", name.display());
     }
     // A reader does not keep a daemon from starting.
     let store = stage.open();
@@ -130,19 +144,18 @@ pub async fn only_the_owner_may_look(stage: &Stage) {
             path.display()
         );
     }
-    for entry in std::fs::read_dir(&folder).unwrap() {
-        let entry = entry.unwrap();
-        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{}", entry.path().display());
+    for path in files(&folder) {
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}", path.display());
     }
 }
 
 pub async fn rubbish_is_refused(stage: &Stage) {
     stage.open().append(append("a", 0, 5)).await.unwrap();
-    let sizes: Vec<(std::path::PathBuf, u64)> = std::fs::read_dir(stage.folder())
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .map(|entry| (entry.path(), entry.metadata().unwrap().len()))
-        .filter(|(path, size)| *size > 0 && !path.ends_with("lock") && !path.ends_with("reserve"))
+    let sizes: Vec<(PathBuf, u64)> = files(&stage.folder())
+        .into_iter()
+        .map(|path| (path.clone(), path.metadata().unwrap().len()))
+        .filter(|(path, size)| *size > 0 && !["lock", "reserve", "spare"].iter().any(|n| path.ends_with(n)))
         .collect();
     for (path, size) in sizes {
         for rubbish in [Vec::new(), vec![b'x'; usize::try_from(size).unwrap()]] {

@@ -17,6 +17,7 @@
 #![allow(missing_docs, clippy::missing_errors_doc, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod archive;
+pub mod burials;
 pub mod child;
 pub mod files;
 pub mod jobs;
@@ -155,6 +156,15 @@ macro_rules! conformance {
             one_stream_can_be_exported
             a_sound_journal_verifies_while_it_is_written
         );
+        $crate::conformance_tests!($engine, burials:
+            a_buried_job_leaves_its_tombstone_and_the_order_stays_proven
+            what_has_not_ended_or_went_on_is_not_buried
+            bytes_that_are_gone_without_a_tombstone_are_damage
+            a_journal_that_was_pruned_is_exported_whole_and_not_imported
+            a_journal_verifies_while_jobs_are_buried
+            a_part_of_a_journal_is_taken_by_time_subject_and_state
+            an_adopted_journal_has_the_same_head
+        );
     };
 }
 
@@ -180,6 +190,10 @@ macro_rules! conformance_durable {
             #[test]
             fn what_was_acknowledged_survives_kill_9() {
                 $crate::conformance::child::kill_while_writing(&$engine, module_path!());
+            }
+            #[test]
+            fn a_burial_is_whole_or_has_not_happened_after_kill_9() {
+                $crate::conformance::child::kill_while_burying(&$engine, module_path!());
             }
             #[test]
             fn a_young_store_survives_kill_9() {

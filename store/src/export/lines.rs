@@ -7,10 +7,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
+use vmkeep_workflow::ids::{Seq, StreamId};
 use vmkeep_workflow::journal::Record;
 
 use super::Exported;
-use crate::chain::{Commit, hex};
+use crate::chain::{Commit, Hash, hex};
 
 /// The first line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,16 @@ struct RecordLine<'a> {
     event: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pruned: bool,
+}
+
+#[derive(Serialize)]
+struct CutLine<'a> {
+    cut: &'a str,
+    from: u64,
+    of: u64,
+    previous: String,
 }
 
 #[derive(Serialize)]
@@ -102,6 +113,13 @@ pub(super) struct AnyLine<'a> {
     pub(super) event: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(super) text: Option<Cow<'a, str>>,
+    pub(super) pruned: Option<bool>,
+    #[serde(borrow)]
+    pub(super) cut: Option<Cow<'a, str>>,
+    pub(super) from: Option<u64>,
+    pub(super) of: Option<u64>,
+    #[serde(borrow)]
+    pub(super) previous: Option<Cow<'a, str>>,
     pub(super) seal: Option<u64>,
     #[serde(borrow)]
     pub(super) digest: Option<Cow<'a, str>>,
@@ -130,9 +148,20 @@ pub(super) fn record<W: Write>(out: &mut W, commit: Option<u64>, record: &Record
     // A value is read back without the blanks around it, and `null` as nothing.
     let event =
         serde_json::from_str::<&RawValue>(bytes).ok().filter(|raw| raw.get() == bytes && bytes != "null");
-    let text = event.is_none().then_some(bytes);
-    let stream = record.stream.as_str();
-    line(out, &RecordLine { commit, stream, seq: record.seq.0, hash: hex(&record.hash), event, text })
+    let pruned = bytes.is_empty();
+    let text = (event.is_none() && !pruned).then_some(bytes);
+    let (stream, hash) = (record.stream.as_str(), hex(&record.hash));
+    line(out, &RecordLine { commit, stream, seq: record.seq.0, hash, event, text, pruned })
+}
+
+pub(super) fn cut<W: Write>(
+    out: &mut W,
+    stream: &StreamId,
+    from: Seq,
+    of: Seq,
+    previous: &Hash,
+) -> io::Result<()> {
+    line(out, &CutLine { cut: stream.as_str(), from: from.0, of: of.0, previous: hex(previous) })
 }
 
 pub(super) fn seal<W: Write>(out: &mut W, commit: &Commit) -> io::Result<()> {

@@ -8,6 +8,8 @@
 //! | `{"vmkeep":"journal","version":1,"store":UUID,"created":TIME,"whole":BOOL}` | the first line. `whole`: all streams, with seals; otherwise some streams, without |
 //! | `{"commit":N,"stream":NAME,"seq":N,"hash":HEX,"event":{…}}` | a record. `event` holds its stored bytes *verbatim*: they are hashed as they stand |
 //! | `{"commit":N,"stream":NAME,"seq":N,"hash":HEX,"text":"…"}` | a record whose stored bytes are not a JSON value by themselves, as a JSON string |
+//! | `{"commit":N,"stream":NAME,"seq":N,"hash":HEX,"pruned":true}` | a record whose bytes were let go ([`crate::burial`]); a tombstone in the stream `history` says why |
+//! | `{"cut":NAME,"from":N,"of":N,"previous":HEX}` | before the first record of a stream that is cut: it begins at record `from` of `of`, and `previous` is the hash before that |
 //! | `{"seal":N,"digest":HEX,"link":HEX}` | the end of commit N; [`crate::chain`] says what the hashes cover |
 //! | `{"end":{"records":N,"commits":N,"link":HEX}}` | the last line; without it the file was cut off. `link` is that of the last commit |
 //!
@@ -19,6 +21,7 @@
 
 mod lines;
 mod reader;
+mod select;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -27,10 +30,11 @@ use vmkeep_workflow::ids::{Seq, StreamId};
 use vmkeep_workflow::journal::{Record, StoreError};
 
 use crate::Store;
-use crate::chain::{Commit, Hash, genesis};
+use crate::chain::{Commit, GENESIS, Hash, genesis};
 
 pub use self::lines::Header;
-pub use self::reader::{Item, ReadError, Reader};
+pub use self::reader::{Cut, Item, ReadError, Reader};
+pub use self::select::{Choice, Part};
 
 /// The version of the format that this release writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -43,8 +47,8 @@ const PAGE: usize = 512;
 pub enum Selection<'a> {
     /// Everything, in the order of the commits, with seals.
     Whole,
-    /// These streams, one after the other.
-    Streams(&'a [StreamId]),
+    /// These streams or parts of them, one after the other.
+    Parts(&'a [Part]),
 }
 
 /// What was exported.
@@ -87,7 +91,7 @@ pub async fn export<W: Write + Send>(
     lines::header(out, &Header { version: VERSION, store: store.id(), created: store.created(), whole })?;
     let exported = match selection {
         Selection::Whole => everything(store, out).await?,
-        Selection::Streams(streams) => some(store, streams, out).await?,
+        Selection::Parts(parts) => some(store, parts, out).await?,
     };
     lines::end(out, &exported)?;
     out.flush()?;
@@ -118,23 +122,34 @@ async fn everything<W: Write + Send>(store: &dyn Store, out: &mut W) -> Result<E
 
 async fn some<W: Write + Send>(
     store: &dyn Store,
-    streams: &[StreamId],
+    parts: &[Part],
     out: &mut W,
 ) -> Result<Exported, ExportError> {
     let mut exported = Exported { records: 0, commits: 0, link: None };
-    for stream in streams {
-        let mut next = Seq(1);
-        loop {
-            let page: Vec<Record> = store.read(stream, next, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            next = last.seq.next();
+    for Part { stream, from, to } in parts {
+        let end = store.last(stream).await?;
+        if end == Seq(0) {
+            return Err(ExportError::NoStream(stream.clone()));
+        }
+        let last = to.map_or(end, |to| to.min(end));
+        if *from > Seq(1) || last < end {
+            let before = Seq(from.0.saturating_sub(1));
+            let previous = match before {
+                Seq(0) => GENESIS,
+                before => store.read(stream, before, 1).await?.first().map_or(GENESIS, |record| record.hash),
+            };
+            lines::cut(out, stream, *from, end, &previous)?;
+        }
+        let mut next = *from;
+        while next <= last {
+            let limit = usize::try_from(last.0 - next.0 + 1).unwrap_or(PAGE).min(PAGE);
+            let page: Vec<Record> = store.read(stream, next, limit).await?;
+            let Some(record) = page.last() else { break };
+            next = record.seq.next();
             for record in &page {
                 lines::record(out, None, record)?;
                 exported.records += 1;
             }
-        }
-        if next == Seq(1) {
-            return Err(ExportError::NoStream(stream.clone()));
         }
     }
     Ok(exported)

@@ -10,6 +10,7 @@ use vmkeep_workflow::journal::{Record, link};
 use super::lines::{AnyLine, End, FirstLine, Header, KIND};
 use super::{Exported, VERSION};
 use crate::MAX_RECORD;
+use crate::burial::{Graves, Tombstone};
 use crate::chain::{self, Commit, Digest, GENESIS, Hash, genesis, hex, unhex};
 
 /// The longest line: a record of the greatest length, each byte of it escaped.
@@ -49,10 +50,23 @@ pub enum ReadError {
 /// What an export consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// A record, and its commit if the export is whole.
+    /// A record, and its commit if the export is whole. One without bytes was pruned.
     Record(Record, Option<u64>),
     /// The end of a commit; its digest and link have been checked.
     Seal(Commit),
+}
+
+/// A stream that an export holds a part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The stream.
+    pub stream: StreamId,
+    /// Its first record that is there.
+    pub from: Seq,
+    /// Its last record that is there.
+    pub to: Seq,
+    /// How many it had when the export was made.
+    pub of: Seq,
 }
 
 /// Reads an export item by item.
@@ -61,6 +75,8 @@ pub struct Reader<R> {
     line: u64,
     header: Header,
     ends: HashMap<StreamId, (Seq, Hash)>,
+    graves: Graves,
+    cuts: Vec<(StreamId, Seq, Seq)>,
     commit: u64,
     digest: Digest,
     seen: Exported,
@@ -89,8 +105,9 @@ impl<R: BufRead> Reader<R> {
         };
         let header = Header { version, store, created, whole };
         let seen = Exported { records: 0, commits: 0, link: whole.then(|| genesis(store)) };
-        let (ends, digest) = (HashMap::new(), Digest::default());
-        Ok(Self { input, line: 1, header, ends, commit: 1, digest, seen, done: false })
+        let (ends, graves, cuts) = (HashMap::new(), Graves::default(), Vec::new());
+        let digest = Digest::default();
+        Ok(Self { input, line: 1, header, ends, graves, cuts, commit: 1, digest, seen, done: false })
     }
 
     /// What the first line says.
@@ -105,14 +122,39 @@ impl<R: BufRead> Reader<R> {
         self.seen
     }
 
+    /// The streams of which the export holds a part only, as far as it was read.
+    #[must_use]
+    pub fn cuts(&self) -> Vec<Cut> {
+        let cut = |(stream, from, of): &(StreamId, Seq, Seq)| Cut {
+            stream: stream.clone(),
+            from: *from,
+            to: self.ends.get(stream).map_or(Seq(0), |end| end.0),
+            of: *of,
+        };
+        self.cuts.iter().map(cut).collect()
+    }
+
+    /// The tombstones that it holds, as far as it was read.
+    #[must_use]
+    pub fn tombstones(&self) -> Vec<Tombstone> {
+        self.graves.tombstones()
+    }
+
     /// The next item; nothing after the last one, when the whole has been found to be right.
     ///
     /// # Errors
     /// With the line where it goes wrong.
     pub fn next_item(&mut self) -> Result<Option<Item>, ReadError> {
-        if self.done {
-            return Ok(None);
+        while !self.done {
+            if let Some(item) = self.step()? {
+                return Ok(Some(item));
+            }
         }
+        Ok(None)
+    }
+
+    /// Takes the next line in. Not every line is an item.
+    fn step(&mut self) -> Result<Option<Item>, ReadError> {
         let Some(text) = next_line(&mut self.input)? else { return Err(ReadError::CutOff(self.line)) };
         self.line += 1;
         let number = self.line;
@@ -138,13 +180,24 @@ impl<R: BufRead> Reader<R> {
             self.seal(commit)?;
             return Ok(Some(Item::Seal(commit)));
         }
+        if let Some(stream) = line.cut {
+            let previous = line.previous.as_deref().and_then(unhex);
+            let (Some(from), Some(of), Some(previous)) = (line.from, line.of, previous) else {
+                return Err("a cut needs two places and a hash".to_owned());
+            };
+            return self
+                .cut(StreamId::from(stream.into_owned()), Seq(from), Seq(of), previous)
+                .map(|()| None);
+        }
         let (Some(stream), Some(seq)) = (line.stream, line.seq) else {
             return Err("it is neither a record nor a seal nor the end".to_owned());
         };
-        let bytes = match (line.event, line.text) {
-            (Some(event), None) => event.get().to_owned(),
-            (None, Some(text)) => text.into_owned(),
-            _ => return Err("a record has either an event or a text".to_owned()),
+        let bytes = match (line.event, line.text, line.pruned) {
+            (Some(event), None, None) => event.get().to_owned(),
+            (None, Some(text), None) if !text.is_empty() => text.into_owned(),
+            // Only the seals of a whole export vouch for the hash of what is gone.
+            (None, None, Some(true)) if self.header.whole => String::new(),
+            _ => return Err("a record has an event or a text, or was pruned".to_owned()),
         };
         let hash = line.hash.as_deref().and_then(unhex).ok_or("a record needs a hash")?;
         let stream = StreamId::from(stream.into_owned());
@@ -165,12 +218,21 @@ impl<R: BufRead> Reader<R> {
         if record.seq != end.0.next() {
             return Err(format!("stream {name:?}: record {} follows on {}", record.seq, end.0));
         }
-        if link(&end.1, &record.bytes) != record.hash {
+        if !self.graves.take(record) && link(&end.1, &record.bytes) != record.hash {
             return Err(format!("stream {name:?}, record {}: the hash chain is broken", record.seq));
         }
         *end = (record.seq, record.hash);
         self.digest.add(&record.stream, record.seq, &record.hash);
         self.seen.records += 1;
+        Ok(())
+    }
+
+    fn cut(&mut self, stream: StreamId, from: Seq, of: Seq, previous: Hash) -> Result<(), String> {
+        if self.header.whole || from.0 == 0 || from > of || self.ends.contains_key(&stream) {
+            return Err(format!("a cut of the stream {:?}, which cannot be there", stream.as_str()));
+        }
+        self.ends.insert(stream.clone(), (Seq(from.0 - 1), previous));
+        self.cuts.push((stream, from, of));
         Ok(())
     }
 
@@ -203,6 +265,11 @@ impl<R: BufRead> Reader<R> {
                 "it tells of {} records and {} commits, where there are {} and {}, or of another last link",
                 end.records, end.commits, seen.records, seen.commits
             ));
+        }
+        if let Some(stream) = self.graves.wrong(|stream| self.ends.get(stream).copied()).first()
+            && self.header.whole
+        {
+            return Err(format!("stream {:?}: it was pruned, and no tombstone fits it", stream.as_str()));
         }
         if self.header.whole && self.digest.finish() != Digest::default().finish() {
             return Err(format!("commit {} has no seal", self.commit));

@@ -127,7 +127,7 @@ pub(super) fn write_log_ahead(folder: &Path) {
 }
 
 /// Makes the store's database. The caller holds the lock and has seen that there is none.
-pub(super) fn create(folder: &Path, id: Uuid) -> Result<(), StoreError> {
+pub(super) fn create(folder: &Path, id: Uuid, created: Timestamp) -> Result<(), StoreError> {
     if has_log(folder) {
         return Err(StoreError::Damaged(format!(
             "{} is there without the database that it belongs to",
@@ -140,7 +140,7 @@ pub(super) fn create(folder: &Path, id: Uuid) -> Result<(), StoreError> {
         files::remove(&left).map_err(|e| failed("remove", &left, &e))?;
     }
     let file = files::make_file(&young).map_err(|e| failed("make", &young, &e))?;
-    fill(&young, id).map_err(|e| unread("make the database", &e))?;
+    fill(&young, id, created).map_err(|e| unread("make the database", &e))?;
     let database = database(folder);
     file.sync_all()
         .and_then(|()| std::fs::rename(&young, &database))
@@ -148,7 +148,7 @@ pub(super) fn create(folder: &Path, id: Uuid) -> Result<(), StoreError> {
         .map_err(|e| failed("make", &database, &e))
 }
 
-fn fill(path: &Path, id: Uuid) -> rusqlite::Result<()> {
+fn fill(path: &Path, id: Uuid, created: Timestamp) -> rusqlite::Result<()> {
     let mut connection = Connection::open(path)?;
     // Nobody relies on the young file before it is fsynced as a whole.
     connection.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;")?;
@@ -157,8 +157,11 @@ fn fill(path: &Path, id: Uuid) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", FORMAT)?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(SCHEMA)?;
-    let created = Timestamp::now().to_string();
-    let facts = [("id", id.to_string()), ("created", created), ("by", env!("CARGO_PKG_VERSION").to_owned())];
+    let facts = [
+        ("id", id.to_string()),
+        ("created", created.to_string()),
+        ("by", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
     for (name, value) in facts {
         transaction.execute("INSERT INTO meta (name, value) VALUES (?1, ?2)", (name, value))?;
     }

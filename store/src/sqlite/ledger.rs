@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 use uuid::Uuid;
-use vmkeep_workflow::ids::{Seq, StreamId};
+use vmkeep_workflow::ids::{JobId, Seq, StreamId};
 use vmkeep_workflow::journal::{Append, AppendError, link};
 use vmkeep_workflow::summary::JobSummary;
 
 use super::errors::Failed;
-use crate::chain::{self, Digest, GENESIS, Hash};
+use crate::chain::{self, Digest, GENESIS, Hash, Placed};
+use crate::{Adoption, Burial, accept, adoption};
 
 /// So many streams are remembered; more than jobs ever run at once.
 const REMEMBERED: usize = 10_000;
@@ -26,6 +27,8 @@ const REMEMBERED: usize = 10_000;
 pub(super) struct Prepared {
     pub(super) append: Append,
     projection: Option<Projection>,
+    /// The job whose history goes with it, and where its stream must end.
+    buries: Option<(JobId, Seq)>,
 }
 
 struct Projection {
@@ -53,9 +56,15 @@ pub(super) fn nanoseconds(at: jiff::Timestamp) -> i64 {
 impl Prepared {
     /// Makes an append ready. Takes the summary out of it.
     pub(super) fn new(mut append: Append) -> Result<Self, AppendError> {
-        crate::accept::check(&append)?;
+        accept::check(&append)?;
         let projection = append.summary.take().map(|summary| Projection::of(&summary)).transpose()?;
-        Ok(Self { append, projection })
+        Ok(Self { append, projection, buries: None })
+    }
+
+    /// Makes a burial ready.
+    pub(super) fn burial(burial: Burial) -> Result<Self, AppendError> {
+        accept::check_burial(&burial)?;
+        Ok(Self { buries: Some((burial.job, burial.events)), ..Self::new(burial.note)? })
     }
 
     /// Roughly how much it writes, in bytes.
@@ -101,6 +110,8 @@ struct Tail {
     key: Option<i64>,
     last: Seq,
     hash: Hash,
+    /// Whether its history was let go.
+    buried: bool,
     /// What the job's row says in its indexed columns, as far as it is known.
     indexed: Option<Arc<Indexed>>,
 }
@@ -183,6 +194,81 @@ impl Ledger {
         Ok(outcomes)
     }
 
+    /// Takes in commits as another store sealed them.
+    pub(super) fn adopt(&mut self, adoption: &Adoption) -> Result<Result<(), AppendError>, Failed> {
+        let adopted = match self.try_adopt(adoption) {
+            Ok(Ok(head)) => head,
+            Ok(Err(refusal)) => {
+                let _ = self.roll_back(false, rusqlite::Error::QueryReturnedNoRows);
+                return Ok(Err(refusal));
+            }
+            Err(error) => return Err(self.roll_back(false, error)),
+        };
+        if let Err(error) = execute(&self.connection, "COMMIT") {
+            return Err(self.roll_back(true, error));
+        }
+        (self.head, self.tails) = (adopted, HashMap::new());
+        Ok(Ok(()))
+    }
+
+    fn try_adopt(&self, adoption: &Adoption) -> rusqlite::Result<Result<Head, AppendError>> {
+        let db = &self.connection;
+        execute(db, "BEGIN IMMEDIATE")?;
+        let position: i64 =
+            db.query_row("SELECT coalesce(max(position), 0) FROM records", [], |row| row.get(0))?;
+        let end = adoption::check(adoption, self.head.number, self.head.link, position.cast_unsigned());
+        let (number, link, _) = match end {
+            Ok(end) => end,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for commit in &adoption.commits {
+            db.prepare_cached("INSERT INTO commits (number, digest, link) VALUES (?1, ?2, ?3)")?
+                .execute((commit.number.cast_signed(), commit.digest, commit.link))?;
+        }
+        for Placed { position, commit, record } in &adoption.records {
+            let id = self.stream_key(&record.stream)?;
+            db.prepare_cached(
+                "INSERT INTO records (position, stream, seq, commit_number, hash, bytes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute((
+                position.cast_signed(),
+                id,
+                record.seq.0.cast_signed(),
+                commit.cast_signed(),
+                record.hash,
+                std::str::from_utf8(&record.bytes)?,
+            ))?;
+        }
+        for summary in &adoption.jobs {
+            let id = self.stream_key(&StreamId::job(summary.job))?;
+            match Projection::of(summary) {
+                Ok(projection) => upsert(db, id, &projection)?,
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        for (key, stream) in &adoption.keys {
+            db.prepare_cached("INSERT INTO keys (key, stream) VALUES (?1, ?2)")?
+                .execute((key, stream.as_str()))?;
+        }
+        Ok(Ok(Head { number, link }))
+    }
+
+    fn stream_key(&self, stream: &StreamId) -> rusqlite::Result<i64> {
+        let known = self
+            .connection
+            .prepare_cached("SELECT key FROM streams WHERE name = ?1")?
+            .query_row([stream.as_str()], |row| row.get(0))
+            .optional()?;
+        match known {
+            Some(key) => Ok(key),
+            None => self
+                .connection
+                .prepare_cached("INSERT INTO streams (name) VALUES (?1)")?
+                .insert([stream.as_str()]),
+        }
+    }
+
     fn seal(&self, head: &Head, digest: &Hash) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached("INSERT INTO commits (number, digest, link) VALUES (?1, ?2, ?3)")?
@@ -198,6 +284,30 @@ impl Ledger {
         }
         Failed { at_commit, error, stuck: !self.connection.is_autocommit() }
     }
+}
+
+/// Writes a job's summary, whatever was there.
+fn upsert(connection: &Connection, id: i64, projection: &Projection) -> rusqlite::Result<()> {
+    let Projection { job, indexed, updated, json } = projection;
+    connection
+        .prepare_cached(
+            "INSERT INTO jobs (stream, job, subject, workflow, status, requested, updated, summary)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT (stream) DO UPDATE SET job = excluded.job, subject = excluded.subject,
+                 workflow = excluded.workflow, status = excluded.status, requested = excluded.requested,
+                 updated = excluded.updated, summary = excluded.summary",
+        )?
+        .execute((
+            id,
+            job.as_bytes(),
+            &indexed.subject,
+            &indexed.workflow,
+            indexed.status,
+            indexed.requested,
+            updated,
+            json,
+        ))?;
+    Ok(())
 }
 
 fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
@@ -218,15 +328,20 @@ impl Draft<'_> {
 
     fn append(&mut self, prepared: &Prepared) -> rusqlite::Result<Outcome> {
         let Append { stream, expected, records, key, .. } = &prepared.append;
-        let mut tail = match self.fresh.get(stream).or_else(|| self.known.get(stream)) {
-            Some(tail) => tail.clone(),
-            None => self.load(stream)?,
-        };
+        let mut tail = self.tail(stream)?;
         if tail.last != *expected {
             let conflict =
                 AppendError::Conflict { stream: stream.clone(), expected: *expected, actual: tail.last };
             self.fresh.insert(stream.clone(), tail);
             return Ok(Err(conflict));
+        }
+        if tail.buried {
+            return Ok(Err(accept::buried(stream)));
+        }
+        if let Some((job, events)) = prepared.buries
+            && let Err(refusal) = self.bury(job, events)?
+        {
+            return Ok(Err(refusal));
         }
         if let Some(key) = key {
             match self.key(key)? {
@@ -270,33 +385,41 @@ impl Draft<'_> {
         Ok(Ok(Written { last, hashes }))
     }
 
+    fn tail(&self, stream: &StreamId) -> rusqlite::Result<Tail> {
+        match self.fresh.get(stream).or_else(|| self.known.get(stream)) {
+            Some(tail) => Ok(tail.clone()),
+            None => self.load(stream),
+        }
+    }
+
+    /// Lets the bytes of a job's records go, its summary and its rows.
+    fn bury(&mut self, job: JobId, events: Seq) -> rusqlite::Result<Result<(), AppendError>> {
+        let stream = StreamId::job(job);
+        let mut tail = self.tail(&stream)?;
+        let (Some(id), true) = (tail.key, tail.last == events && !tail.buried) else {
+            return Ok(Err(AppendError::Conflict { stream, expected: events, actual: tail.last }));
+        };
+        for sql in ["UPDATE records SET bytes = '' WHERE stream = ?1", "DELETE FROM jobs WHERE stream = ?1"] {
+            self.connection.prepare_cached(sql)?.execute([id])?;
+        }
+        self.connection
+            .prepare_cached("DELETE FROM rows WHERE job = ?1")?
+            .execute([job.uuid().as_bytes()])?;
+        (tail.buried, tail.indexed) = (true, None);
+        self.fresh.insert(stream, tail);
+        Ok(Ok(()))
+    }
+
     /// Writes a job's summary. Its indexes are touched only when what they hold changes, which is seldom.
     fn project(&self, id: i64, tail: &mut Tail, projection: &Projection) -> rusqlite::Result<()> {
-        let Projection { job, indexed, updated, json } = projection;
+        let Projection { indexed, updated, json, .. } = projection;
         if tail.indexed.as_ref() == Some(indexed) {
             self.connection
                 .prepare_cached("UPDATE jobs SET updated = ?2, summary = ?3 WHERE stream = ?1")?
                 .execute((id, updated, json))?;
             return Ok(());
         }
-        self.connection
-            .prepare_cached(
-                "INSERT INTO jobs (stream, job, subject, workflow, status, requested, updated, summary)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                 ON CONFLICT (stream) DO UPDATE SET job = excluded.job, subject = excluded.subject,
-                     workflow = excluded.workflow, status = excluded.status, requested = excluded.requested,
-                     updated = excluded.updated, summary = excluded.summary",
-            )?
-            .execute((
-                id,
-                job.as_bytes(),
-                &indexed.subject,
-                &indexed.workflow,
-                indexed.status,
-                indexed.requested,
-                updated,
-                json,
-            ))?;
+        upsert(self.connection, id, projection)?;
         tail.indexed = Some(Arc::clone(indexed));
         Ok(())
     }
@@ -314,15 +437,18 @@ impl Draft<'_> {
             .prepare_cached("SELECT key FROM streams WHERE name = ?1")?
             .query_row([stream.as_str()], |row| row.get(0))
             .optional()?;
-        let none = Tail { key, last: Seq(0), hash: GENESIS, indexed: None };
+        let none = Tail { key, last: Seq(0), hash: GENESIS, buried: false, indexed: None };
         if key.is_none() {
             return Ok(none);
         }
         let tail = self
             .connection
-            .prepare_cached("SELECT seq, hash FROM records WHERE stream = ?1 ORDER BY seq DESC LIMIT 1")?
+            .prepare_cached(
+                "SELECT seq, hash, bytes = '' FROM records WHERE stream = ?1 ORDER BY seq DESC LIMIT 1",
+            )?
             .query_row([key], |row| {
-                Ok(Tail { last: Seq(unsigned(row, 0)?), hash: row.get(1)?, ..none.clone() })
+                let (last, hash, buried) = (Seq(unsigned(row, 0)?), row.get(1)?, row.get(2)?);
+                Ok(Tail { last, hash, buried, ..none.clone() })
             })
             .optional()?;
         Ok(tail.unwrap_or(none))

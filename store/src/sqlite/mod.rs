@@ -38,24 +38,14 @@ use self::layout::Identity;
 use self::ledger::Prepared;
 use self::writer::{Command, Pending, RowChange, Writer};
 use crate::chain::{Commit, Placed};
-use crate::config::EngineName;
+use crate::config::{EngineName, Options};
 use crate::lock::Lock;
-use crate::reserve::{self, ReserveFile};
-use crate::{SUBSCRIBER_LAG, Store, files};
+use crate::reserve::ReserveFile;
+use crate::{Adoption, Burial, SUBSCRIBER_LAG, Store, files};
 
-/// How a store is opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// The bytes that are kept back for a full disk; 0 for none.
-    pub reserve: u64,
-    /// The id of a store that has to be made: to take in the export of another. A fresh one if none.
-    pub id: Option<Uuid>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { reserve: reserve::DEFAULT_SIZE, id: None }
-    }
+/// Whether a folder holds a store of this engine, or what is left of one.
+pub(crate) fn is_there(folder: &Path) -> bool {
+    layout::database(folder).exists() || layout::has_log(folder)
 }
 
 /// A store in a SQLite database.
@@ -76,6 +66,23 @@ struct Writing {
     thread: JoinHandle<()>,
     reserve: Arc<ReserveFile>,
     lock: Lock,
+}
+
+impl Writing {
+    /// Has the writer do something, and waits for its answer.
+    async fn order<T>(
+        &self,
+        command: Command,
+        answer: oneshot::Receiver<Result<T, AppendError>>,
+    ) -> Result<T, AppendError> {
+        if self.commands.send(command).is_err() {
+            return Err(AppendError::Fatal("the store's writer has ended".to_owned()));
+        }
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => Err(AppendError::Unknown("the store's writer ended in the middle".to_owned())),
+        }
+    }
 }
 
 impl Drop for Inner {
@@ -105,7 +112,8 @@ impl SqliteStore {
         let lock = Lock::take(folder)?;
         let database = layout::database(folder);
         if !database.try_exists().map_err(|e| files::failed("look for", &database, &e))? {
-            layout::create(folder, options.id.unwrap_or_else(Uuid::new_v4))?;
+            let created = options.created.unwrap_or_else(Timestamp::now);
+            layout::create(folder, options.id.unwrap_or_else(Uuid::new_v4), created)?;
         }
         let identity = connect::inspect(folder)?;
         let reserve = Arc::new(ReserveFile::open(folder, options.reserve));
@@ -159,6 +167,11 @@ impl SqliteStore {
             .map_err(|e| StoreError::Io(format!("reading was cut off: {e}")))?
     }
 
+    fn writing(&self) -> Result<&Writing, AppendError> {
+        let refused = || AppendError::Rejected("the store is open for reading only".to_owned());
+        self.inner.writing.as_ref().ok_or_else(refused)
+    }
+
     async fn change_rows(&self, change: RowChange) -> Result<(), StoreError> {
         let Some(writing) = &self.inner.writing else {
             return Err(StoreError::Io("the store is open for reading only".to_owned()));
@@ -196,19 +209,9 @@ impl EventStore for SqliteStore {
     /// As the trait says. The append is queued on the first poll, in that order; one whose future is dropped after that
     /// takes place all the same.
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let Some(writing) = &self.inner.writing else {
-            return Err(AppendError::Rejected("the store is open for reading only".to_owned()));
-        };
-        let prepared = Prepared::new(append)?;
+        let (writing, prepared) = (self.writing()?, Prepared::new(append)?);
         let (reply, answer) = oneshot::channel();
-        let command = Command::Append(Box::new(Pending { prepared, reply }));
-        if writing.commands.send(command).is_err() {
-            return Err(AppendError::Fatal("the store's writer has ended".to_owned()));
-        }
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) => Err(AppendError::Unknown("the store's writer ended in the middle".to_owned())),
-        }
+        writing.order(Command::Append(Box::new(Pending { prepared, reply })), answer).await
     }
 
     async fn read(&self, stream: &StreamId, from: Seq, limit: usize) -> Result<Vec<Record>, StoreError> {
@@ -283,6 +286,17 @@ impl Store for SqliteStore {
 
     async fn commits(&self, after: u64, limit: usize) -> Result<Vec<Commit>, StoreError> {
         self.ask(move |db| queries::commits(db, after, limit)).await
+    }
+
+    async fn bury(&self, burial: Burial) -> Result<Appended, AppendError> {
+        let (writing, prepared) = (self.writing()?, Prepared::burial(burial)?);
+        let (reply, answer) = oneshot::channel();
+        writing.order(Command::Append(Box::new(Pending { prepared, reply })), answer).await
+    }
+
+    async fn adopt(&self, adoption: Adoption) -> Result<(), AppendError> {
+        let (reply, answer) = oneshot::channel();
+        self.writing()?.order(Command::Adopt { adoption: Box::new(adoption), reply }, answer).await
     }
 
     async fn keys(&self) -> Result<Vec<(String, StreamId)>, StoreError> {

@@ -10,6 +10,7 @@ use vmkeep_workflow::summary::JobSummary;
 
 use super::errors::unread;
 use super::ledger::{nanoseconds, unsigned};
+use crate::burial;
 use crate::chain::{self, Commit, GENESIS, Hash, Placed};
 
 /// A page of the history is closed when its records reach so many bytes.
@@ -58,11 +59,21 @@ pub(super) fn read(db: &Connection, stream: &StreamId, from: Seq, limit: usize) 
                 stream.as_str()
             )));
         }
+        if record.bytes.is_empty() {
+            return Err(pruned(db, stream).unwrap_or_else(|e| unread(&doing(), &e)));
+        }
         chain::check(record, &previous)?;
         previous = record.hash;
         expected = expected.next();
     }
     Ok(records)
+}
+
+/// What there is to say of a stream whose history was let go.
+fn pruned(db: &Connection, stream: &StreamId) -> rusqlite::Result<StoreError> {
+    let key = stream_key(db, stream)?;
+    db.prepare_cached("SELECT seq, hash FROM records WHERE stream = ?1 ORDER BY seq DESC LIMIT 1")?
+        .query_row([key], |row| Ok(burial::gone(stream, Seq(unsigned(row, 0)?), &row.get(1)?)))
 }
 
 fn records(db: &Connection, stream: &StreamId, from: Seq, limit: usize) -> rusqlite::Result<Vec<Record>> {
@@ -103,9 +114,12 @@ pub(super) fn last(db: &Connection, stream: &StreamId) -> Answer<Seq> {
 
 pub(super) fn streams(db: &Connection) -> Answer<Vec<StreamId>> {
     let ask = || -> rusqlite::Result<Vec<StreamId>> {
-        db.prepare_cached("SELECT name FROM streams ORDER BY name")?
-            .query_map([], |row| Ok(StreamId::from(row.get::<_, String>(0)?)))?
-            .collect()
+        db.prepare_cached(
+            "SELECT name FROM streams LEFT JOIN records ON stream = key AND seq = 1
+             WHERE bytes IS NULL OR bytes <> '' ORDER BY name",
+        )?
+        .query_map([], |row| Ok(StreamId::from(row.get::<_, String>(0)?)))?
+        .collect()
     };
     ask().map_err(|e| unread("list the streams", &e))
 }

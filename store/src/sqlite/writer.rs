@@ -31,8 +31,8 @@ use vmkeep_workflow::journal::{Append, AppendError, Appended, Record, StoreError
 
 use super::errors::{Failed, Kind, kind, unread};
 use super::ledger::{Ledger, Outcome, Prepared};
-use crate::files;
 use crate::reserve::ReserveFile;
+use crate::{Adoption, files};
 
 /// The most appends of a group.
 const GROUP: usize = 512;
@@ -53,6 +53,7 @@ const PAUSE_FRAMES: u32 = 1024;
 pub(super) enum Command {
     Append(Box<Pending>),
     Row { change: RowChange, reply: oneshot::Sender<Result<(), StoreError>> },
+    Adopt { adoption: Box<Adoption>, reply: oneshot::Sender<Result<(), AppendError>> },
 }
 
 /// An append that waits for its turn.
@@ -121,8 +122,14 @@ impl Writer {
 
     /// Works until the last sender is gone, then closes the connections.
     pub(super) fn run(mut self) {
-        while let Some(command) = self.next() {
-            let (group, rows) = self.gather(command);
+        let mut left = None;
+        while let Some(command) = left.take().or_else(|| self.next()) {
+            if let Command::Adopt { adoption, reply } = command {
+                let _ = reply.send(self.adopt(&adoption));
+                continue;
+            }
+            let (group, rows);
+            (group, rows, left) = self.gather(command);
             if !group.is_empty() {
                 self.settle(group);
             }
@@ -164,7 +171,7 @@ impl Writer {
     }
 
     /// Takes what else waits.
-    fn gather(&self, first: Command) -> (Vec<Pending>, Vec<RowReply>) {
+    fn gather(&self, first: Command) -> (Vec<Pending>, Vec<RowReply>, Option<Command>) {
         let (mut group, mut rows, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut next = Some(first);
         while let Some(command) = next {
@@ -174,13 +181,34 @@ impl Writer {
                     group.push(*pending);
                 }
                 Command::Row { change, reply } => rows.push((change, reply)),
+                adopt @ Command::Adopt { .. } => return (group, rows, Some(adopt)),
             }
             if group.len() + rows.len() >= GROUP || bytes >= GROUP_BYTES {
                 break;
             }
             next = self.commands.try_recv().ok();
         }
-        (group, rows)
+        (group, rows, None)
+    }
+
+    /// Takes in commits of another store.
+    fn adopt(&mut self, adoption: &Adoption) -> Result<(), AppendError> {
+        if let Some(why) = &self.fatal {
+            return Err(AppendError::Fatal(why.clone()));
+        }
+        let failed = match self.ledger.adopt(adoption) {
+            Ok(outcome) => {
+                if self.frames.load(Ordering::Relaxed) >= self.due {
+                    self.checkpoint();
+                }
+                return outcome;
+            }
+            Err(failed) => failed,
+        };
+        if failed.is_fatal() {
+            self.latch(&failed.error);
+        }
+        Err(failed.answer(|| files::lacks_room(&self.folder)))
     }
 
     /// Writes a group and answers it.

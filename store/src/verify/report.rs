@@ -8,6 +8,7 @@ use vmkeep_workflow::ids::{Seq, StreamId};
 use vmkeep_workflow::journal::Record;
 use vmkeep_workflow::summary::JobSummary;
 
+use crate::burial::Tombstone;
 use crate::config::EngineName;
 
 /// So many findings are kept; the rest is counted.
@@ -31,6 +32,8 @@ pub struct Report {
     /// The link of the last commit, in hexadecimal digits: kept elsewhere, it shows later whether the journal was
     /// rewritten.
     pub link: String,
+    /// What is left of the jobs whose history was let go, by stream.
+    pub pruned: Vec<Tombstone>,
     /// What is wrong, in the order in which it was found; the first thousand.
     pub findings: Vec<Finding>,
     /// How many findings there were in all.
@@ -47,6 +50,7 @@ impl Report {
             jobs: 0,
             commits: 0,
             link: String::new(),
+            pruned: Vec::new(),
             findings: Vec::new(),
             found: 0,
         }
@@ -146,6 +150,9 @@ pub enum Problem {
         /// Why.
         why: String,
     },
+    /// The bytes of its records are gone, and no tombstone fits.
+    #[error("it was pruned, and there is no tombstone that fits what is left")]
+    Tombstone,
     /// A commit is not there.
     #[error("it is missing")]
     CommitMissing,

@@ -96,7 +96,11 @@ impl Shared {
                 .remedy("Use a new key for a new request")
         };
         let job = stream.as_job().ok_or_else(|| taken("the key belongs to something that is not a job"))?;
-        let events = log::history(&*self.store, job).await?;
+        let events = log::history(&*self.store, job).await.map_err(|fault| match fault.code {
+            // What was asked for then cannot be compared any more; that it was carried out is certain.
+            Code::NO_SUCH_JOB => taken(&format!("the key was used by job {job}, whose history was pruned")),
+            _ => fault,
+        })?;
         match events.first().map(|(_, event)| &event.body) {
             Some(Body::JobRequested(before))
                 if before.workflow == request.workflow

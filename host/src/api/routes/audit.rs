@@ -7,14 +7,16 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State as Extract};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use serde::Deserialize;
-use vmkeep_store::export::{Selection, export as write_export};
+use vmkeep_store::burial::Policy;
+use vmkeep_store::export::{Choice, Selection, export as write_export};
 use vmkeep_workflow::{Fault, StreamId};
 
 use super::State;
 use crate::api::answer::{Answer, Failure, Json, Query};
-use crate::api::types::{Audited, Replayed};
-use crate::audit;
+use crate::api::types::{Audited, PruneRequest, Pruned, Replayed};
+use crate::{audit, codes};
 
 /// Bytes that are gathered before they go on their way.
 const PIECE: usize = 64 << 10;
@@ -33,21 +35,63 @@ pub(super) async fn verify(Extract(app): State) -> Answer<Audited> {
     Ok(Json(audit::verify_store(&*app.store).await?))
 }
 
-/// What to export.
+pub(super) async fn prune(Extract(app): State, Json(request): Json<PruneRequest>) -> Answer<Pruned> {
+    if !request.dry_run {
+        app.ready("prune the journal", "")?;
+    }
+    let configured = app.config.history;
+    let policy = Policy {
+        keep_days: request.keep_days.or(configured.keep_days).filter(|days| *days > 0),
+        keep_jobs: request.keep_jobs.or(configured.keep_jobs).filter(|jobs| *jobs > 0),
+    };
+    if policy.keeps_everything() {
+        let fault = Fault::permanent(
+            codes::USAGE,
+            "prune the journal",
+            "",
+            "nothing says how long the history of ended jobs is to be kept",
+        );
+        return Err(fault
+            .remedy("Say it: `vmkeep audit prune --keep-days 365`, or set history.keep_days")
+            .into());
+    }
+    let (store, site, by) = (app.store.clone(), app.site.clone(), app.actor(request.reason));
+    // Detached from the connection: a client that goes away does not stop it halfway.
+    let pruning =
+        tokio::spawn(
+            async move { crate::history::prune(&*store, &*site, policy, by, request.dry_run).await },
+        );
+    let pruned = pruning.await.map_err(|e| super::changes::gone(&e))??;
+    Ok(Json(pruned))
+}
+
+/// What to export. Absent is everything.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct What {
     job: Option<String>,
+    /// Name or UUID of the domain, as it was when the job was asked for.
+    domain: Option<String>,
+    /// States, separated by commas.
+    state: Option<String>,
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
 }
 
 pub(super) async fn export(Extract(app): State, Query(what): Query<What>) -> Result<Response, Failure> {
-    let stream = match what.job {
+    let job = match what.job {
         Some(job) => {
             let job = app.find_job(&job).await?;
             app.engine.summary(job).await?;
-            Some(StreamId::job(job))
+            Some(job)
         }
         None => None,
+    };
+    let status = what.state.as_deref().map(super::jobs::statuses).transpose()?.unwrap_or_default();
+    let choice = Choice { job, subject: what.domain, status, since: what.since, until: what.until };
+    let parts = match choice.is_everything() {
+        true => None,
+        false => Some(choice.parts(&*app.store).await.map_err(|e| e.fault("read the journal", ""))?),
     };
     // Written, and waited for, on threads that may block: the export blocks while it writes.
     let (pieces, body) = mpsc::sync_channel::<io::Result<Bytes>>(4);
@@ -55,8 +99,7 @@ pub(super) async fn export(Extract(app): State, Query(what): Query<What>) -> Res
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
         let mut out = Pieces { buffer: Vec::with_capacity(PIECE), pieces };
-        let streams: Vec<StreamId> = stream.into_iter().collect();
-        let selection = if streams.is_empty() { Selection::Whole } else { Selection::Streams(&streams) };
+        let selection = parts.as_deref().map_or(Selection::Whole, Selection::Parts);
         if let Err(error) = runtime.block_on(write_export(&*store, selection, &mut out)) {
             tracing::warn!(%error, "an export was cut off");
             // The answer breaks off, and the file lacks its last line: nobody takes it for whole.

@@ -92,7 +92,7 @@ pub(super) async fn place(
     Ok(Json(Accepted::Job(Box::new(app.row(job).await?))))
 }
 
-fn gone(error: &tokio::task::JoinError) -> Fault {
+pub(super) fn gone(error: &tokio::task::JoinError) -> Fault {
     Fault::permanent(Code::UNDEFINED, "carry out the request", "", error)
         .remedy("This is a fault in vmkeep itself; the log tells more. Please report it")
 }

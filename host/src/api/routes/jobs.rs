@@ -49,7 +49,7 @@ pub(super) async fn list(Extract(app): State, Query(which): Query<Which>) -> Ans
     Ok(Json(jobs.iter().map(|job| JobRow::new(job, shorts.short(&job.job))).collect()))
 }
 
-fn statuses(text: &str) -> Result<Vec<JobStatus>, crate::api::answer::Failure> {
+pub(super) fn statuses(text: &str) -> Result<Vec<JobStatus>, crate::api::answer::Failure> {
     text.split(',')
         .map(|word| {
             serde_json::from_value(serde_json::Value::String(word.to_owned()))

@@ -81,6 +81,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/jobs/{job}/abandon", post(changes::abandon))
         .route("/v1/audit/verify", get(audit::verify))
         .route("/v1/audit/export", get(audit::export))
+        .route("/v1/audit/prune", post(audit::prune))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_route)
         .with_state(app)

@@ -5,6 +5,7 @@
 //! where the name ends in `_ms`.
 
 mod exchange;
+mod journal;
 mod requests;
 
 use std::path::PathBuf;
@@ -21,7 +22,8 @@ use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase};
 use crate::codes;
 
 pub use exchange::{DiscardRequest, InPlaceRequest, KeptRow, RestRequest, UndoRequest};
-pub use requests::{Act, OnBusyMemory, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
+pub use journal::{Audited, Pruned, PrunedJob, StoreInfo};
+pub use requests::{Act, OnBusyMemory, PruneRequest, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
 
 /// The header that makes a repeated request harmless.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -407,19 +409,6 @@ pub struct Replayed {
     pub decisions: u64,
     /// Where the job stands.
     pub status: JobStatus,
-}
-
-/// What verifying the audit trail found. Damage is an error and no answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Audited {
-    /// Streams.
-    pub streams: u64,
-    /// Records.
-    pub records: u64,
-    /// The head of the global chain, in hexadecimal: keep it elsewhere, to notice a rewrite of everything.
-    ///
-    /// Absent for an export of single jobs, which has no global chain.
-    pub head: Option<String>,
 }
 
 /// One thing that the doctor looked at.

@@ -139,3 +139,18 @@ pub struct Act {
     #[serde(default)]
     pub dry_run: bool,
 }
+
+/// Asks for the history of old jobs to be let go. What is absent is as configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Keep those that ended within so many days; 0: for ever.
+    pub keep_days: Option<u32>,
+    /// Keep the latest so many; 0: all.
+    pub keep_jobs: Option<usize>,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only tell what would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}

@@ -2,8 +2,8 @@
  *
  * The file named by VMKEEP_FAULTS says what fails, as "OPERATION ERRNO SUFFIX": "fsync 5 -wal" makes each fsync of a file
  * whose name ends with "-wal" fail with errno 5, "write 28 -wal" each write to it, "torn 28 -wal" the same after half of the first
- * write was carried out, "write 28 *" those to all files of the store. Without that file nothing fails. Each fsync of a database or
- * its log appends a byte to the file's name with ".fsyncs". */
+ * write was carried out, "write 28 *" those to all files of the store. Without that file nothing fails. Each fsync of a file that
+ * holds records appends a byte to the file's name with ".fsyncs". */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -65,7 +65,7 @@ static void count(int fd) {
   const char *control = getenv("VMKEEP_FAULTS");
   char name[4096];
   if (!control || !name_of(fd, name, sizeof name)) return;
-  if (!ends_with(name, "journal.db") && !ends_with(name, "journal.db-wal")) return;
+  if (!ends_with(name, "journal.db") && !ends_with(name, "journal.db-wal") && !ends_with(name, "journal.sled/db")) return;
   snprintf(name, sizeof name, "%s.fsyncs", control);
   int file = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   if (file >= 0) {
