@@ -159,7 +159,10 @@ fn child() {
             "move" => loop {
                 let to = if engine_of(&path).unwrap() == Some(Sled) { Sqlite } else { Sled };
                 let done = moved(&path, to).await.unwrap();
-                std::fs::remove_dir_all(done.kept.unwrap()).unwrap();
+                // Under another name first: a kill may come while it is being removed.
+                let gone = path.with_file_name("gone");
+                let _ = std::fs::remove_dir_all(&gone);
+                std::fs::rename(done.kept.unwrap(), &gone).unwrap();
             },
             "fill" => full(&path.join("store")).await,
             other => panic!("unknown act {other}"),
@@ -251,6 +254,7 @@ async fn full(path: &Path) {
         let store = open_read_only(&config(Sqlite, path)).unwrap();
         assert_eq!(verify(&*store).await.unwrap().link, link);
     }
+    drop(file);
     std::fs::remove_file(&ballast).unwrap();
     moved(path, Sled).await.unwrap();
     assert_eq!(verify(&*any(path)).await.unwrap().link, link);
