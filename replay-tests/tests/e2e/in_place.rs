@@ -317,7 +317,7 @@ fn a_restore_that_fails_brings_the_old_machine_back_running_on_its_own_images() 
 fn a_place_that_fills_up_in_the_middle_costs_the_old_guest_nothing() {
     let (scene, _daemon) = Scene::new(&small("web1"), &[]);
     let Some(mount) = Mount::new(scene.host(), "small", 24) else { return };
-    crate::support::bed::configure(scene.host(), &[&mount.0]);
+    crate::support::bed::configure(scene.host(), &crate::support::bed::root_is(&mount.0));
     drop(_daemon);
     let _daemon = scene.host().daemon();
     let folder = PathBuf::from(scene.backup["folder"].as_str().unwrap());
