@@ -190,7 +190,7 @@ impl SwitchDefinition {
                 cause,
             )
             .remedy(format!(
-                "Start the domain and commit the overlay: virsh blockcommit {} {} --active --pivot",
+                "Start the domain and commit the overlay: virsh blockcommit {} {} --shallow --active --pivot",
                 domain.id, disk.target
             ))
         };

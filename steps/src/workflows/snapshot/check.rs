@@ -13,7 +13,7 @@ use super::options::{Settings, SnapshotOptions};
 use super::rule::cannot_take_part;
 use crate::codes;
 use crate::hypervisor::{
-    DiskDef, DiskSource, DomainId, DomainRef, Layer, Mirror, Observation, Qemu, RunState, Trouble,
+    DiskDef, DiskSource, DomainId, DomainRef, Layer, Mirror, Observation, Qemu, RunState, Target, Trouble,
 };
 use crate::snapshot::disk::overlay_job;
 use crate::snapshot::{World, fence, mark};
@@ -154,7 +154,7 @@ fn owner(seen: &Observation, settings: &Settings) -> Result<(), Fault> {
             )
             .remedy(format!(
                 "If that job is known here: vmkeep job explain {job}. Else commit it: virsh blockcommit {} {target} \
-                 --active --pivot, and remove the file",
+                 --shallow --active --pivot, and remove the file",
                 seen.domain.id
             )));
         }
@@ -257,20 +257,45 @@ fn one(seen: &Observation, qemu: &Qemu, disk: &DiskDef) -> Result<Chosen, Fault>
     for (whose, definition) in opinions {
         let named = definition.as_ref().and_then(|d| d.file(target)).map(|path| path.as_path());
         if named != Some(top.path.as_path()) {
-            return Err(refuse(
-                codes::ON_OVERLAY_OF_OTHERS,
-                domain,
-                format!(
-                    "QEMU writes disk {target} to {}, {whose} names {}",
-                    top.path.display(),
-                    named.map_or("another".into(), Path::to_string_lossy)
-                ),
-            )
-            .remedy(format!(
-                "Let whoever moved it finish, or commit it: virsh blockcommit {} {target} --active --pivot",
-                domain.id
-            )));
+            return Err(disagreement(domain, target, &chain, whose, named));
         }
     }
     Ok(Chosen { disk: disk.clone(), chain })
+}
+
+/// QEMU writes to another file than somebody's definition names. A commit is proposed only if it would end on the named
+/// file: anywhere else it would write into an image that others may build on.
+fn disagreement(
+    domain: &DomainRef,
+    target: &Target,
+    chain: &[Layer],
+    whose: &str,
+    named: Option<&Path>,
+) -> Fault {
+    let top = chain.first().map(|layer| layer.path.display().to_string()).unwrap_or_default();
+    let found = match named {
+        Some(named) => format!("{whose} names {}", named.display()),
+        None => format!("{whose} does not name that disk"),
+    };
+    let remedy = match named {
+        Some(named) if chain.iter().skip(1).any(|layer| layer.path == named) => {
+            // The base must be told: without it a commit ends at the bottom of the chain.
+            format!(
+                "Let whoever moved it finish, or commit it to the file that the definition names: virsh blockcommit {} \
+                 {target} --base {} --active --pivot",
+                domain.id,
+                named.display()
+            )
+        }
+        Some(_) => "Make the definition and the guest agree (virsh edit, or shut the guest down and start it again), or \
+                    leave the disk out with --disks"
+            .to_owned(),
+        None => format!(
+            "Add the disk to the definition as well (virsh attach-disk {} … {target} --config), detach it, or leave it \
+             out with --disks",
+            domain.id
+        ),
+    };
+    refuse(codes::ON_OVERLAY_OF_OTHERS, domain, format!("QEMU writes disk {target} to {top}, {found}"))
+        .remedy(remedy)
 }

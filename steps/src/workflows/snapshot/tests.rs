@@ -91,6 +91,43 @@ async fn a_disk_on_somebodys_overlay_or_on_a_leftover_of_ours_is_refused() {
     }
 }
 
+/// A commit that goes further down than to the named file would write into an image that others build on.
+#[tokio::test]
+async fn a_commit_is_proposed_only_down_to_the_file_that_the_definition_names() {
+    let remedy = async |change: fn(&mut Observation)| {
+        let fake = Fake::new();
+        let mut seen = observe(&fake.world(), &domain().id).await.unwrap();
+        change(&mut seen);
+        let refusal = choose(&fake.world(), &settings(), &options(Path::new("/t")), &seen).await;
+        let fault = refusal.err().expect("a refusal");
+        assert_eq!(fault.code, codes::ON_OVERLAY_OF_OTHERS);
+        fault.remedy
+    };
+    let on_top = remedy(|seen| {
+        let chain = &mut seen.qemu.as_mut().unwrap().disks[0].chain;
+        chain.insert(0, Layer { path: "/i/theirs.qcow2".into(), format: "qcow2".to_owned() });
+        chain.push(Layer { path: "/i/template.qcow2".into(), format: "qcow2".to_owned() });
+    });
+    let on_top = on_top.await;
+    let base = observe(&Fake::new().world(), &domain().id).await.unwrap().qemu.unwrap().disks[0].chain[0]
+        .path
+        .clone();
+    assert!(
+        on_top.contains("blockcommit") && on_top.contains(&format!("--base {}", base.display())),
+        "{on_top}"
+    );
+    let elsewhere = remedy(|seen| {
+        let chain = &mut seen.qemu.as_mut().unwrap().disks[0].chain;
+        chain[0].path = "/i/clone.qcow2".into();
+        chain.push(Layer { path: "/i/template.qcow2".into(), format: "qcow2".to_owned() });
+    });
+    let elsewhere = elsewhere.await;
+    assert!(!elsewhere.contains("blockcommit") && elsewhere.contains("--disks"), "{elsewhere}");
+    let unnamed = remedy(|seen| seen.persistent.as_mut().unwrap().disks.remove(0).target.0.clear());
+    let unnamed = unnamed.await;
+    assert!(!unnamed.contains("blockcommit") && unnamed.contains("--config"), "{unnamed}");
+}
+
 fn job(operation: &str) -> DomainJob {
     DomainJob {
         operation: operation.to_owned(),
