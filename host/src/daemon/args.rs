@@ -85,7 +85,8 @@ fn start(args: &Args) -> Result<(), Fault> {
         .build()
         .map_err(|e| Fault::permanent(crate::codes::UNDEFINED_ERROR, "start vmkeepd", "", e))?;
     let ended = runtime.block_on(Box::pin(crate::daemon::run(config)));
-    // Calls that libvirt never answers must not keep the process.
-    runtime.shutdown_background();
+    // With the last task the store is closed, which tidies its log away. Calls that libvirt never answers are on threads
+    // of their own; nothing may keep the process for long.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     ended
 }

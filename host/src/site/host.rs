@@ -145,6 +145,7 @@ impl Site for Host {
     }
 
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault> {
+        orders::makes_sense(request)?;
         let domain = self.find(&request.domain).await?;
         let order = orders::snapshot(&self.config, request, &domain)?;
         if let Some(target) = request.to.as_ref().or(self.config.roots.first()) {

@@ -27,18 +27,23 @@ pub(super) fn limit_name(root: &Path) -> String {
     format!("root {}", root.display())
 }
 
-/// The order for a backup.
-pub(super) fn snapshot(
-    config: &Config,
-    request: &SnapshotRequest,
-    domain: &DomainRef,
-) -> Result<Order, Fault> {
+/// Refuses what makes no sense whatever the domain is, before anything is looked up.
+pub(super) fn makes_sense(request: &SnapshotRequest) -> Result<(), Fault> {
     if request.memory && request.quiesce == Some(true) {
         return Err(usage(
             "--quiesce and memory exclude each other: a guest restored from frozen memory would be frozen",
             "Use --disk-only with --quiesce, or memory without",
         ));
     }
+    Ok(())
+}
+
+/// The order for a backup.
+pub(super) fn snapshot(
+    config: &Config,
+    request: &SnapshotRequest,
+    domain: &DomainRef,
+) -> Result<Order, Fault> {
     let target = target(config, request.to.as_deref())?;
     let memory_time = request.memory_time_ms.map_or(config.limits.memory_time, Duration::from_millis);
     let options = SnapshotOptions {
@@ -198,8 +203,9 @@ mod tests {
     #[test]
     fn memory_and_a_freeze_are_never_combined() {
         let request = SnapshotRequest { memory: true, quiesce: Some(true), ..SnapshotRequest::default() };
-        assert_eq!(snapshot(&config(), &request, &domain()).unwrap_err().code, codes::USAGE);
+        assert_eq!(makes_sense(&request).unwrap_err().code, codes::USAGE);
         let request = SnapshotRequest { memory: false, ..request };
+        makes_sense(&request).unwrap();
         let order = snapshot(&config(), &request, &domain()).unwrap();
         assert_eq!(SnapshotOptions::deserialize(&order.options).unwrap().freeze, FreezePolicy::Required);
     }

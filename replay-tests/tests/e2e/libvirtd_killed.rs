@@ -102,7 +102,8 @@ fn libvirtd_killed_before_any_note_of_its_own_leaves_guest_and_backup_whole() {
         signal(vmkeepd, Signal::STOP);
         bed.host.hypervisor.start_libvirtd().unwrap();
         let state = until("libvirt to find QEMU again", || {
-            let state = bed.guest.state().unwrap();
+            // A libvirtd that has just begun may close its first connections.
+            let state = bed.guest.state().ok()?;
             let qemu = bed.host.hypervisor.qmp("web1", &serde_json::json!({"execute": "query-status"}));
             (state.state == "shut off" || qemu.is_ok()).then_some(state)
         });
@@ -128,9 +129,12 @@ fn libvirtd_killed_before_any_note_of_its_own_leaves_guest_and_backup_whole() {
         println!("  {:?}", begun.elapsed());
     }
     println!("{ends:?}, forgotten {forgotten} times\n{seen:#?}");
-    let met = |qemu, live| seen.keys().any(|of| of.qemu == qemu && of.live == live);
-    assert!(met("overlay", "base"), "killed between the snapshot and the note of it: {seen:#?}");
-    assert!(met("base", "overlay"), "killed between the pivot and the note of it: {seen:#?}");
+    // Which of libvirt's two notes is behind depends on how fast it finds QEMU again.
+    let behind = |qemu: &str, note: &str| {
+        seen.keys().any(|of| of.qemu == qemu && (of.live == note || of.persistent == note))
+    };
+    assert!(behind("overlay", "base"), "killed between the snapshot and the note of it: {seen:#?}");
+    assert!(behind("base", "overlay"), "killed between the pivot and the note of it: {seen:#?}");
     bed.judge_disks();
 }
 
@@ -213,9 +217,10 @@ fn libvirt_has_forgotten(bed: &Bed, vmkeepd: u32, job: &str, mend: bool) -> Valu
     assert!(qemu.id.is_alive());
     let held = bed.host.hypervisor.files_held_by_qemu("web1").unwrap();
     assert!(held.iter().all(|file| file.exists()), "a file was removed under QEMU: {held:?}");
-    if mend {
+    let status = &bed.files_of_libvirt()[0];
+    // Where libvirt has removed its note, ending that QEMU is the only way out.
+    if mend && status.exists() {
         bed.host.hypervisor.kill_libvirtd().unwrap();
-        let status = &bed.files_of_libvirt()[0];
         let noted = std::fs::read_to_string(status).unwrap();
         std::fs::write(status, noted.replace(" job=''", " job='active-commit'")).unwrap();
         bed.host.hypervisor.start_libvirtd().unwrap();
