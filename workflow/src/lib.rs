@@ -127,6 +127,7 @@ pub mod explain;
 pub mod fault;
 pub mod ids;
 pub mod journal;
+pub mod mutation;
 pub mod plan;
 pub mod progress;
 pub mod replay;

@@ -50,6 +50,16 @@ impl Outputs {
     }
 }
 
+impl FromIterator<(StepName, Value)> for Outputs {
+    fn from_iter<I: IntoIterator<Item = (StepName, Value)>>(outputs: I) -> Self {
+        let all = Self::default();
+        for (step, output) in outputs {
+            all.set(step, output);
+        }
+        all
+    }
+}
+
 /// What an attempt or a probe knows of its surroundings.
 #[derive(Clone, Debug)]
 pub struct StepContext {
@@ -281,6 +291,13 @@ impl Registry {
     #[must_use]
     pub fn workflow<W: Workflow>(mut self, workflow: W) -> Self {
         self.workflows.insert(workflow.name(), Arc::new(workflow));
+        self
+    }
+
+    /// Puts something of the caller's own around every workflow that is known by now; it keeps its name.
+    #[must_use]
+    pub fn around_workflows(mut self, wrap: impl Fn(Arc<dyn Workflow>) -> Arc<dyn Workflow>) -> Self {
+        self.workflows.values_mut().for_each(|workflow| *workflow = wrap(workflow.clone()));
         self
     }
 

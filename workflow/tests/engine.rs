@@ -30,6 +30,29 @@ async fn a_job_runs_to_its_end_and_its_history_replays() {
     assert!(engine.holder("web1").is_none());
 }
 
+/// Whoever dies right before an event is durable has done nothing of what it announces.
+#[tokio::test]
+async fn no_effect_is_there_before_the_event_that_announces_it() {
+    for cut in 2..=12 {
+        let world = World::new();
+        let memory = Arc::new(MemoryStore::new());
+        let tripwire = Arc::new(Tripwire::new(memory.clone(), cut, false));
+        let engine = engine(tripwire.clone(), &world);
+        let job = engine.request(request("web1")).await.unwrap();
+        tokio::select! {
+            _ = engine.wait(job) => continue,
+            () = tripwire.tripped() => {}
+        }
+        let records = memory.read(&StreamId::job(job), Seq(1), 0).await.unwrap();
+        let text: String =
+            records.iter().map(|record| String::from_utf8_lossy(&record.bytes).into_owned()).collect();
+        for effect in world.on() {
+            let started = format!(r#""type":"step_started","data":{{"step":"{effect}""#);
+            assert!(text.contains(&started), "cut before {cut}: {effect} is there, and no event says so");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_job_cut_off_before_or_after_any_append_goes_on_to_the_same_end() {
     let clean = {
@@ -431,6 +454,20 @@ async fn a_store_that_fails_for_good_ends_the_process() {
 }
 
 #[tokio::test]
+async fn a_store_that_lives_on_its_reserve_begins_no_job_until_there_is_room_again() {
+    let world = World::new();
+    let store = Arc::new(world::Narrow::new(Arc::new(MemoryStore::new())));
+    let engine = engine(store.clone(), &world);
+    let fault = engine.request(request("web1")).await.unwrap_err();
+    assert_eq!((fault.code, fault.object.as_str()), (Code::STORE_RESERVE_SPENT, "web1"));
+    assert!(fault.cause.contains("full") && fault.remedy.contains("Free space"), "{fault}");
+    assert!(store.streams().await.unwrap().is_empty(), "nothing of it was stored");
+    store.full.store(false, std::sync::atomic::Ordering::SeqCst);
+    let job = engine.request(request("web1")).await.unwrap();
+    assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Succeeded);
+}
+
+#[tokio::test]
 async fn a_result_that_is_not_known_is_read_again_and_never_repeated_blind() {
     let world = World::new();
     let memory = Arc::new(MemoryStore::new());
@@ -476,4 +513,18 @@ async fn a_history_is_told_in_plain_words() {
     assert!(tale[0].contains("ann asked for toy of web1"), "{tale:#?}");
     assert!(tale.iter().any(|line| line.starts_with("Failed: \"switch b1\"")), "{tale:#?}");
     assert!(tale.last().unwrap().starts_with("Rolled back"), "{tale:#?}");
+}
+
+/// Asked without end, a store that answers at once takes the whole process with it.
+#[tokio::test]
+async fn a_disk_that_does_not_write_is_asked_again_after_a_while_and_not_at_once() {
+    let world = World::new();
+    let dead = Arc::new(world::Dead::new(Arc::new(MemoryStore::new()), 3, 2));
+    let engine = engine(dead.clone(), &world);
+    let began = std::time::Instant::now();
+    let job = engine.request(request("web1")).await.unwrap();
+    let summary = engine.wait(job).await.unwrap();
+    assert_eq!(summary.status, JobStatus::Succeeded);
+    // Waits may take longer, never less.
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
 }

@@ -6,11 +6,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-/// Time. Instants in events come from the wall clock; waiting counts time that passes while the host is suspended.
+use crate::event::Subject;
+use crate::ids::JobId;
+
+/// Time. A job's instants begin with the wall clock's and go on as time passes, that while the host is suspended included;
+/// the wall clock may be set at any moment.
 #[async_trait]
 pub trait Clock: Send + Sync + 'static {
     /// The wall clock.
     fn now(&self) -> Timestamp;
+    /// How much time has passed since some moment before this process began, the host's suspended time included. It never
+    /// goes back or jumps, unlike the wall clock; a clock that nobody sets needs no other.
+    fn passed(&self) -> Duration {
+        Duration::try_from(self.now().duration_since(Timestamp::UNIX_EPOCH)).unwrap_or(Duration::ZERO)
+    }
     /// Waits for that long, the host's suspended time included.
     async fn sleep(&self, wait: Duration);
 }
@@ -26,6 +35,10 @@ const SLICE: Duration = Duration::from_secs(20);
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    fn passed(&self) -> Duration {
+        boot_time()
     }
 
     async fn sleep(&self, wait: Duration) {
@@ -50,6 +63,11 @@ fn boot_time() -> Duration {
 pub trait Environment: Send + Sync + 'static {
     /// The facts, by name. Must not block.
     fn facts(&self) -> BTreeMap<String, String>;
+
+    /// An event of a job on this subject finds no room, not even in the store's reserve, and no attempt of the job is under
+    /// way. Whoever is held for the job must be set free without an event: nothing of it can be begun before there is room
+    /// again. Called as long as that lasts, about once in a second. Must not block.
+    fn no_room(&self, _job: JobId, _subject: &Subject) {}
 }
 
 /// No facts at all.

@@ -152,6 +152,9 @@ impl Driver {
             due.retain(|body| !matches!(body, Body::StepStarted { .. } | Body::SignalAwaited { .. }));
         }
         if !due.is_empty() {
+            if crate::mutation::on("event-after-effect") {
+                self.act_first(&due).await;
+            }
             self.record(due).await?;
             return Ok(None);
         }
@@ -170,6 +173,18 @@ impl Driver {
         match self.inbox.recv().await {
             Some(message) => self.take(message).await.map(|()| None),
             None => Ok(Some(Ended::Drained)),
+        }
+    }
+
+    /// What must never be: effects ahead of their events. See [`crate::mutation`].
+    async fn act_first(&self, due: &[Body]) {
+        for body in due {
+            let Body::StepStarted { step, phase: Phase::Forward, attempt, .. } = body else { continue };
+            let Some((_, spec)) = self.find(step) else { continue };
+            let Some(kind) = self.shared.registry.find_step(&spec.kind) else { continue };
+            if let Some(cx) = self.context(step, Phase::Forward, *attempt, CancellationToken::new()) {
+                let _ = kind.run(&cx, &spec.input).await;
+            }
         }
     }
 
@@ -227,7 +242,12 @@ impl Driver {
                 .await
             }
             Message::Facts { before, found } => self.facts(before, found).await,
-            Message::Act { body, reply } => {
+            Message::Act { mut body, reply } => {
+                if let Body::PauseRequested { until, .. } = &mut *body {
+                    // Meant by the wall clock, kept by the job's.
+                    let left = until.duration_since(self.shared.clock.now());
+                    *until = self.log.now().saturating_add(left).unwrap_or(*until);
+                }
                 let answer = match self.log.state.admits(&body) {
                     Ok(()) => {
                         self.record(vec![*body]).await?;
@@ -247,7 +267,11 @@ impl Driver {
             Message::View(reply) => {
                 let mut view = JobView::of(&self.log.state, self.log.summary.clone());
                 for ((step, phase), live) in &self.live {
-                    view.set_progress(step, *phase, live.progress.amount());
+                    let amount = live.progress.amount();
+                    // One that has not said anything yet shows nothing, rather than nothing of nothing.
+                    if amount != crate::progress::Amount::default() {
+                        view.set_progress(step, *phase, amount);
+                    }
                 }
                 let _ = reply.send(view);
                 Ok(())
@@ -386,7 +410,8 @@ impl Driver {
         let Some(cx) = self.context(step, phase, attempt, stop.clone()) else { return };
         let output = self.log.state.cells()[place].output.clone();
         self.live.insert(key, Live { attempt, stop, returned: false, progress: cx.progress.clone() });
-        attempt::launch(&self.shared, &spec, cx, output, self.sender.clone());
+        let running = attempt::Running::new(&self.log.running);
+        attempt::launch(&self.shared, &spec, cx, output, running, self.sender.clone());
     }
 
     fn probe(&mut self, step: &StepName, phase: Phase, attempt: u32, at: Option<jiff::Timestamp>) {
@@ -450,12 +475,9 @@ impl Driver {
         self.timers.insert(timer, task.abort_handle());
     }
 
-    /// The wait until an instant. A wall clock that was set back does not lengthen it: instants count from the job's
-    /// last event.
+    /// The wait until an instant of the job.
     fn until(&self, at: jiff::Timestamp) -> Duration {
-        let now = self.shared.clock.now();
-        let now = self.log.state.now().map_or(now, |last| last.max(now));
-        Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
+        Duration::try_from(at.duration_since(self.log.now())).unwrap_or(Duration::ZERO)
     }
 
     fn find(&self, step: &StepName) -> Option<(usize, crate::plan::StepSpec)> {

@@ -1,7 +1,10 @@
 //! A job's journal as its driver sees it: appends under the expected place, and what to do when that fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::event::{Body, Event};
 use crate::fault::{Class, Code, Fault};
@@ -12,7 +15,7 @@ use crate::summary::JobSummary;
 
 use super::Shared;
 
-/// The wait before an append that found no room is tried again.
+/// The wait before an append that found no room, or a disk that does not write, is tried again.
 const FULL_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a job can no longer be written to by this process.
@@ -30,18 +33,35 @@ pub(super) struct Log {
     stream: StreamId,
     pub(super) state: State,
     pub(super) summary: JobSummary,
+    /// How many attempts of the job run in this process.
+    pub(super) running: Arc<AtomicUsize>,
+    /// An instant of the job, and how much time had passed then.
+    began: (Timestamp, Duration),
 }
 
 impl Log {
     pub(super) fn new(shared: Arc<Shared>, job: JobId, state: State, summary: JobSummary) -> Self {
-        Self { shared, stream: StreamId::job(job), state, summary }
+        let wall = shared.clock.now();
+        // Instants never go back within a job, whatever the wall clock does.
+        let at = state.now().map_or(wall, |last| last.max(wall));
+        let began = (at, shared.clock.passed());
+        Self { shared, stream: StreamId::job(job), state, summary, running: Arc::default(), began }
+    }
+
+    /// The job's time: the wall clock's when this process took the job up, and from then on as much later as time has passed.
+    ///
+    /// A wall clock that is set meanwhile (by a year, at the first answer of a time server) neither ends a wait early nor makes
+    /// one longer, and the job's history tells how long everything took. It shows in the next job's instants.
+    pub(super) fn now(&self) -> Timestamp {
+        let (at, passed) = self.began;
+        let since = self.shared.clock.passed().saturating_sub(passed);
+        let now = at.checked_add(since).unwrap_or(at);
+        self.state.now().map_or(now, |last| last.max(now))
     }
 
     /// Makes events durable, and only then takes them in. All of them are admissible one after the other.
     pub(super) async fn append(&mut self, bodies: Vec<Body>) -> Result<(), Lost> {
-        let now = self.shared.clock.now();
-        // Instants never go back within a job, whatever the wall clock does.
-        let at = self.state.now().map_or(now, |last| last.max(now));
+        let at = self.now();
         let events: Vec<Event> = bodies
             .into_iter()
             .map(|body| {
@@ -64,7 +84,13 @@ impl Log {
         }
         let expected = self.state.seq();
         self.crash_points("before", expected, records.len());
-        write(&self.shared, &self.stream, expected, &records, &summary).await?;
+        let full = || {
+            // An attempt under way sees to its guest itself; to act beside it would be to cross it.
+            if self.running.load(Ordering::SeqCst) == 0 {
+                self.shared.environment.no_room(summary.job, &summary.subject);
+            }
+        };
+        write(&self.shared, &self.stream, expected, &records, &summary, full).await?;
         self.crash_points("after", expected, records.len());
         for event in &events {
             if let Err(illegal) = self.state.apply(event) {
@@ -85,13 +111,14 @@ impl Log {
 }
 
 /// Appends until the store has the records or the job is lost. A full disk is waited out: nothing was written, the
-/// steps under way are held by their own outcome, and an operator sees the store's state.
+/// steps under way are held by their own outcome, `full` is told, and an operator sees the store's state.
 async fn write(
     shared: &Shared,
     stream: &StreamId,
     expected: Seq,
     records: &[Vec<u8>],
     summary: &JobSummary,
+    full: impl Fn(),
 ) -> Result<(), Lost> {
     loop {
         let append = Append {
@@ -105,13 +132,18 @@ async fn write(
             Ok(_) => return Ok(()),
             Err(error @ (AppendError::Full(_) | AppendError::Rejected(_))) => {
                 tracing::error!(%stream, %error, "an event could not be stored; trying again");
+                full();
                 shared.clock.sleep(FULL_WAIT).await;
             }
             Err(AppendError::Unknown(why)) => {
                 tracing::warn!(%stream, why, "it is not known whether an event was stored; reading");
                 match written(shared, stream, expected, records).await {
                     Ok(true) => return Ok(()),
-                    Ok(false) => {}
+                    // A disk that fails for longer must not be asked without end.
+                    Ok(false) => {
+                        full();
+                        shared.clock.sleep(FULL_WAIT).await;
+                    }
                     Err(lost) => return Err(lost),
                 }
             }

@@ -23,6 +23,7 @@ mod view;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -43,6 +44,9 @@ use driver::Start;
 use inbox::Message;
 use log::Log;
 use schedule::{Queued, Shared, internal, unfoldable, unreadable};
+
+/// How long a job's driver is waited for that is asked how its job stands.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How many jobs run at once.
 #[derive(Clone, Debug)]
@@ -333,8 +337,9 @@ impl Engine {
     /// # Errors
     /// When the job does not exist or its history cannot be read.
     pub async fn view(&self, job: JobId) -> Result<JobView, Fault> {
+        // A driver that waits for room in the journal answers nobody; what is stored tells as much.
         if let Some(handle) = self.0.handle(job)
-            && let Some(view) = handle.ask(Message::View).await
+            && let Ok(Some(view)) = tokio::time::timeout(ANSWER, handle.ask(Message::View)).await
         {
             return Ok(view);
         }
@@ -403,6 +408,12 @@ impl Engine {
     #[must_use]
     pub fn holder(&self, subject: &str) -> Option<JobId> {
         self.0.schedule().holders.get(subject).copied()
+    }
+
+    /// All subjects that are held, with the job that holds each.
+    #[must_use]
+    pub fn held(&self) -> Vec<(String, JobId)> {
+        self.0.schedule().holders.iter().map(|(subject, job)| (subject.clone(), *job)).collect()
     }
 
     /// Closes a subject: until it is opened again no job starts on it, and a job on it that is taken over waits.

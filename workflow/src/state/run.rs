@@ -252,7 +252,10 @@ impl State {
                 self.track_mut(place, phase).absent = true;
                 self.clear(place, phase, None, fault);
             }
-            Verdict::Partial(token) => self.clear(place, phase, Some(token.clone()), fault),
+            // Null is no token: an event without one and an event with that one are the same bytes.
+            Verdict::Partial(token) => {
+                self.clear(place, phase, Some(token.clone()).filter(|token| !token.is_null()), fault);
+            }
             Verdict::Diverged(what) => {
                 let fault = self.unsettled(place, Code::EFFECT_DIVERGED, what);
                 self.get_stuck(place, phase, fault);

@@ -268,6 +268,18 @@ fn the_point_of_no_return_itself_may_fail_and_roll_back_only_when_the_world_show
 }
 
 #[test]
+fn a_partial_effect_without_a_token_goes_on_without_one_also_when_it_is_read_again() {
+    let mut sim = Sim::new(vec![spec("a")], None);
+    sim.fails("a", broken(Class::Transient));
+    sim.put(Body::TimerFired(Timer::Retry { step: "a".into(), phase: Phase::Forward, attempt: 2 }));
+    sim.probed("a", Phase::Forward, Verdict::Partial(json!(null)));
+    let body = sim.last().clone();
+    assert!(matches!(body, Body::StepStarted { attempt: 2, .. }), "{body:?}");
+    let again: Body = serde_json::from_slice(&serde_json::to_vec(&body).unwrap()).unwrap();
+    assert_eq!(again, body);
+}
+
+#[test]
 fn a_transient_failure_is_repeated_after_a_probe_and_only_so_often() {
     let retry = Retry { attempts: 2, first: Millis(100), most: Millis(100) };
     let mut sim = Sim::new(vec![spec("a").retry(retry)], None);
@@ -293,6 +305,24 @@ fn a_deadline_leads_to_a_probe_and_never_straight_to_an_undo() {
     assert!(sim.started(Phase::Undo).is_empty());
     sim.done("a");
     assert_eq!(sim.last(), &Body::JobSucceeded, "it was only late");
+}
+
+#[test]
+fn a_step_that_was_late_or_stood_still_and_has_done_nothing_fails_with_the_limit_that_it_exceeded() {
+    let (step, phase, attempt): (StepName, _, _) = ("a".into(), Phase::Forward, 1);
+    let late = Body::TimerFired(Timer::Deadline { step: step.clone(), phase, attempt });
+    for (body, code) in
+        [(late, Code::STEP_DEADLINE), (Body::StepStalled { step, phase, attempt }, Code::STEP_STALLED)]
+    {
+        let limited = spec("a").undoable().deadline(Millis(500)).stall(Millis(500)).retry(Retry::NEVER);
+        let mut sim = Sim::new(vec![limited], None);
+        sim.settle();
+        sim.put(body);
+        sim.probed("a", Phase::Forward, Verdict::NotDone);
+        let Some(Cause::Failure { fault, .. }) = sim.state.cause() else { panic!("{:?}", sim.state.cause()) };
+        assert_eq!((fault.code, fault.object.as_str()), (code, "a"), "{fault}");
+        assert!(fault.cause.contains("1 s") && !fault.remedy.is_empty(), "{fault}");
+    }
 }
 
 #[test]

@@ -229,9 +229,18 @@ pub fn engine_that_tells(
     (engine, told)
 }
 
-/// Passes everything on but for `append`, which a closure may answer instead.
+/// Passes everything on but for `append`, and `reserve` where it is given.
 macro_rules! passes_on {
     ($type:ty, $append:item) => {
+        passes_on!(
+            $type,
+            $append,
+            async fn reserve(&self) -> Result<Reserve, StoreError> {
+                self.inner.reserve().await
+            }
+        );
+    };
+    ($type:ty, $append:item, $reserve:item) => {
         #[async_trait]
         impl EventStore for $type {
             $append
@@ -268,12 +277,35 @@ macro_rules! passes_on {
             fn subscribe(&self) -> broadcast::Receiver<Record> {
                 self.inner.subscribe()
             }
-            async fn reserve(&self) -> Result<Reserve, StoreError> {
-                self.inner.reserve().await
-            }
+            $reserve
         }
     };
 }
+
+/// Lives on its reserve as long as it is told to.
+pub struct Narrow {
+    inner: Arc<dyn EventStore>,
+    pub full: std::sync::atomic::AtomicBool,
+}
+
+impl Narrow {
+    pub fn new(inner: Arc<dyn EventStore>) -> Self {
+        Self { inner, full: true.into() }
+    }
+}
+
+passes_on!(
+    Narrow,
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        self.inner.append(append).await
+    },
+    async fn reserve(&self) -> Result<Reserve, StoreError> {
+        match self.full.load(Ordering::SeqCst) {
+            true => Ok(Reserve::Spent),
+            false => self.inner.reserve().await,
+        }
+    }
+);
 
 /// Never answers the append that would write a certain record: the process "dies" there, before the record is durable
 /// or right after.
@@ -351,6 +383,30 @@ passes_on!(
                 self.inner.append(append).await?;
             }
             return Err(AppendError::Unknown("the connection broke".to_owned()));
+        }
+        self.inner.append(append).await
+    }
+);
+
+/// A disk that does not write for a while: what is appended is not there.
+pub struct Dead {
+    inner: Arc<dyn EventStore>,
+    from: u64,
+    pub tries: AtomicU64,
+    until: u64,
+}
+
+impl Dead {
+    pub fn new(inner: Arc<dyn EventStore>, from: u64, until: u64) -> Self {
+        Self { inner, from, tries: AtomicU64::new(0), until }
+    }
+}
+
+passes_on!(
+    Dead,
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        if append.expected.0 >= self.from && self.tries.fetch_add(1, Ordering::SeqCst) < self.until {
+            return Err(AppendError::Unknown("disk I/O error".to_owned()));
         }
         self.inner.append(append).await
     }
