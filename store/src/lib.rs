@@ -11,13 +11,14 @@
 //! | the order of all records, and how it is sealed | [`chain`] |
 //! | taking a journal out and in again | [`export`], [`import`] |
 //! | checking that a journal is whole | [`verify`] |
+//! | what the chains cannot find: heads that are signed | [`heads`] |
 //! | letting the history of old jobs go | [`burial`] |
 //! | moving a journal to another engine | [`migrate`] |
 //! | what an engine must prove | `conformance` (feature `conformance`) |
 //!
 //! What a hash chain can and cannot do: it has no key. It finds accidents, and edits by somebody who did not recompute
 //! it. Somebody who rewrites the whole store, or cuts its end off, leaves a chain that fits; against that, only a
-//! head that was kept elsewhere helps (the `link` that [`verify::verify`] and [`export`] report is what to keep).
+//! head that was kept elsewhere helps: [`heads`] are signed for that.
 
 mod accept;
 pub mod adoption;
@@ -29,10 +30,12 @@ pub mod conformance;
 pub mod export;
 mod files;
 mod fold;
+pub mod heads;
 pub mod import;
 mod lock;
 pub mod memory;
 pub mod migrate;
+mod queue;
 mod reserve;
 pub mod sled;
 pub mod sqlite;
@@ -74,6 +77,9 @@ pub trait Store: EventStore {
 
     /// Commits by number: those after `after` (0 for the beginning), at most `limit`.
     async fn commits(&self, after: u64, limit: usize) -> Result<Vec<Commit>, StoreError>;
+
+    /// The last commit; nothing before the first. Only what is durable.
+    async fn head(&self) -> Result<Option<Commit>, StoreError>;
 
     /// Lets the bytes of a job's records go, its summary and its rows, and appends the tombstone, in one commit. The
     /// records keep their places, their commits and their hashes; [`EventStore::read`] says then that they were pruned,

@@ -284,6 +284,10 @@ impl Store for MemoryStore {
         Ok(self.inner().commits.iter().skip(after).take(limit).copied().collect())
     }
 
+    async fn head(&self) -> Result<Option<Commit>, StoreError> {
+        Ok(self.inner().commits.last().copied())
+    }
+
     async fn bury(&self, burial: Burial) -> Result<Appended, AppendError> {
         self.change(|inner| inner.bury(self.id, burial))
     }

@@ -10,7 +10,7 @@ use vmkeep_workflow::EventStore;
 use vmkeep_workflow::ids::{JobId, StreamId};
 use vmkeep_workflow::journal::AppendError;
 
-use faults::{EIO, ENOSPC, Stage, under_faults};
+use faults::{EIO, ENOSPC, Stage, assert_an_append_is_one_fsync, under_faults};
 
 fn open(stage: &Stage) -> SledStore {
     SledStore::open(&stage.folder, Options { reserve: 1 << 20, ..Options::default() }).unwrap()
@@ -19,16 +19,7 @@ fn open(stage: &Stage) -> SledStore {
 #[test]
 fn a_durable_append_is_fsynced_once_and_a_row_never() {
     under_faults("a_durable_append_is_fsynced_once_and_a_row_never", async |stage| {
-        let store = open(stage);
-        store.append(append("a", 0, 1)).await.unwrap();
-        let before = stage.fsyncs();
-        for n in 1..=100 {
-            store.append(append("a", n, 1)).await.unwrap();
-        }
-        assert_eq!(stage.fsyncs() - before, 100);
-        store.put_row(JobId::new(), "copy", &serde_json::json!(1)).await.unwrap();
-        assert!(store.append(append("a", 0, 1)).await.is_err(), "a conflict");
-        assert_eq!(stage.fsyncs() - before, 100, "neither a row nor a refusal is fsynced");
+        assert_an_append_is_one_fsync(&open(stage), stage).await;
     });
 }
 

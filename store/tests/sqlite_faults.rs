@@ -10,7 +10,7 @@ use vmkeep_workflow::EventStore;
 use vmkeep_workflow::ids::{JobId, StreamId};
 use vmkeep_workflow::journal::{AppendError, Reserve};
 
-use faults::{EDQUOT, EIO, ENOSPC, Stage, under_faults};
+use faults::{EDQUOT, EIO, ENOSPC, Stage, assert_an_append_is_one_fsync, under_faults};
 
 fn open(stage: &Stage) -> SqliteStore {
     SqliteStore::open(&stage.folder, Options { reserve: 1 << 20, ..Options::default() }).unwrap()
@@ -19,16 +19,7 @@ fn open(stage: &Stage) -> SqliteStore {
 #[test]
 fn a_durable_append_costs_one_fsync_and_a_row_none() {
     under_faults("a_durable_append_costs_one_fsync_and_a_row_none", async |stage| {
-        let store = open(stage);
-        store.append(append("a", 0, 1)).await.unwrap();
-        let before = stage.fsyncs();
-        for n in 1..=100 {
-            store.append(append("a", n, 1)).await.unwrap();
-        }
-        assert_eq!(stage.fsyncs() - before, 100);
-        store.put_row(JobId::new(), "copy", &serde_json::json!(1)).await.unwrap();
-        assert!(store.append(append("a", 0, 1)).await.is_err(), "a conflict");
-        assert_eq!(stage.fsyncs() - before, 100, "neither a row nor a refusal is fsynced");
+        assert_an_append_is_one_fsync(&open(stage), stage).await;
     });
 }
 

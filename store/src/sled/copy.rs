@@ -43,7 +43,9 @@ pub(super) struct Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        drop(self.db.take());
+        if let Some(db) = self.db.take() {
+            let _ = super::writer::close(Ok(db));
+        }
         let _ = std::fs::remove_dir_all(&self.place);
     }
 }

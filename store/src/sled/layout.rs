@@ -59,7 +59,7 @@ pub(super) fn create(folder: &Path, id: Uuid, created: Timestamp) -> Result<(), 
     files::make_folder(&young)?;
     let db = open_db(&young)?;
     db.flush().map_err(|e| unread("make the database", &e))?;
-    drop(db);
+    super::writer::close(Ok(db))?;
     let made = (|| {
         use std::io::Write;
         head::create(&young, id, &Head::first(id))?;

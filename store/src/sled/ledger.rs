@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
 use sled::Db;
 use uuid::Uuid;
 use vmkeep_workflow::ids::{JobId, Seq, StreamId};
@@ -15,6 +14,7 @@ use vmkeep_workflow::summary::JobSummary;
 use super::codec::{self, Changes, Tail};
 use super::queries;
 use crate::chain::{self, Commit, Digest, Hash, Placed};
+use crate::queue::{Outcome, Prepare, RowChange, Written};
 use crate::{Adoption, Burial, accept, adoption};
 
 /// So many streams are remembered; more than jobs ever run at once.
@@ -44,34 +44,21 @@ impl Prepared {
         accept::check_burial(&burial)?;
         Ok(Self { buries: Some((burial.job, burial.events)), ..Self::new(burial.note)? })
     }
+}
 
-    /// Roughly how much it writes, in bytes.
-    pub(super) fn weight(&self) -> usize {
-        self.append.records.iter().map(Vec::len).sum()
+impl Prepare for Prepared {
+    fn append(&self) -> &Append {
+        &self.append
+    }
+
+    fn into_append(self) -> Append {
+        self.append
     }
 }
 
 fn json(summary: &JobSummary) -> Result<Vec<u8>, AppendError> {
     serde_json::to_vec(summary)
         .map_err(|e| AppendError::Rejected(format!("the summary of {}: {e}", summary.job)))
-}
-
-/// A change of a job's rows.
-pub(super) enum RowChange {
-    Put { job: Uuid, row: String, value: Value },
-    Clear { job: Uuid },
-}
-
-/// What became of an append whose group was committed.
-pub(super) type Outcome = Result<Written, AppendError>;
-
-/// An append that was written.
-#[derive(Debug)]
-pub(super) struct Written {
-    /// Where the stream ends.
-    pub(super) last: Seq,
-    /// The hashes of the records.
-    pub(super) hashes: Vec<Hash>,
 }
 
 /// The end of the journal.

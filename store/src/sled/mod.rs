@@ -22,13 +22,12 @@ mod writer;
 
 use std::path::Path;
 use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 use sled::Db;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::broadcast;
 use uuid::Uuid;
 use vmkeep_workflow::ids::{JobId, Seq, StreamId};
 use vmkeep_workflow::journal::{
@@ -40,11 +39,12 @@ use self::copy::Copies;
 use self::disk::Disk;
 use self::head::{Head, HeadFile};
 use self::layout::Identity;
-use self::ledger::{End, Ledger, Prepared, RowChange};
-use self::writer::{Command, Live, Pending, Watch, Writer};
+use self::ledger::{End, Ledger, Prepared};
+use self::writer::{Live, Watch, Writer};
 use crate::chain::{Commit, Placed};
 use crate::config::{EngineName, Options};
 use crate::lock::Lock;
+use crate::queue::{self, RowChange};
 use crate::reserve::ReserveFile;
 use crate::verify::{Problem, verify};
 use crate::{Adoption, Burial, SUBSCRIBER_LAG, Store, files};
@@ -76,38 +76,12 @@ enum Source {
     Copies(Copies),
 }
 
-struct Writing {
-    commands: mpsc::Sender<Command>,
-    thread: JoinHandle<()>,
-    reserve: Arc<ReserveFile>,
-    lock: Lock,
-}
-
-impl Writing {
-    /// Has the writer do something, and waits for its answer.
-    async fn order<T>(
-        &self,
-        command: Command,
-        answer: oneshot::Receiver<Result<T, AppendError>>,
-    ) -> Result<T, AppendError> {
-        if self.commands.send(command).is_err() {
-            return Err(AppendError::Fatal("the store's writer has ended".to_owned()));
-        }
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) => Err(AppendError::Unknown("the store's writer ended in the middle".to_owned())),
-        }
-    }
-}
+type Writing = queue::Writing<Prepared>;
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(Writing { commands, thread, reserve: _, lock }) = self.writing.take() {
-            drop(commands);
-            if thread.join().is_err() {
-                tracing::error!("the store's writer panicked");
-            }
-            drop(lock);
+        if let Some(writing) = self.writing.take() {
+            writing.close();
         }
     }
 }
@@ -135,15 +109,17 @@ impl SledStore {
         let spare = ReserveFile::named(&folder, "spare", spare(&layout::inner(&folder)));
         head.begin().map_err(|e| files::failed("write the head of", &folder, &e))?;
         let db = writer::open_with_room(&folder, &[&spare, &reserve])?;
-        let mut disk = Disk::open(&folder)?;
-        if let Some(what) = queries::short_of(&db, &head.head())? {
-            return Err(StoreError::Damaged(what));
-        }
-        // What was durable but never acknowledged is acknowledged by being shown.
-        let end = End::read(&db, identity.id)?;
-        head.end(end.commit, end.link)
-            .and_then(|()| head.sync())
-            .map_err(|e| files::failed("write the head of", &folder, &e))?;
+        let (mut disk, end) = match settle(&folder, &db, &mut head, identity.id) {
+            Ok(settled) => settled,
+            Err(error) => {
+                match error {
+                    // An fsync may have failed: sled is not even closed, that would write and fsync once more.
+                    StoreError::Io(_) => std::mem::forget(db),
+                    _ => drop(writer::close(Ok(db))),
+                }
+                return Err(error);
+            }
+        };
         spare.look();
         // Without it the first group will find out.
         let _ = disk.room_for(0);
@@ -163,11 +139,7 @@ impl SledStore {
             store: identity.id,
             watch: Watch::start()?,
         };
-        let thread = std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|e| StoreError::Io(format!("could not start the store's writer: {e}")))?;
-        let writing = Some(Writing { commands, thread, reserve, lock });
+        let writing = Some(Writing::start(commands, reserve, lock, move || writer.run())?);
         let source = Source::Live(live);
         Ok(Self { inner: Arc::new(Inner { identity, source, subscribers, writing }) })
     }
@@ -198,21 +170,6 @@ impl SledStore {
             false => Err(StoreError::Io(format!("reading was cut off: {e}"))),
         })
     }
-
-    fn writing(&self) -> Result<&Writing, AppendError> {
-        let refused = || AppendError::Rejected("the store is open for reading only".to_owned());
-        self.inner.writing.as_ref().ok_or_else(refused)
-    }
-
-    async fn change_rows(&self, change: RowChange) -> Result<(), StoreError> {
-        let Some(writing) = &self.inner.writing else {
-            return Err(StoreError::Io("the store is open for reading only".to_owned()));
-        };
-        let gone = || StoreError::Io("the store's writer has ended".to_owned());
-        let (reply, answer) = oneshot::channel();
-        writing.commands.send(Command::Row { change, reply }).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
 }
 
 /// How much room sled may need to start: its new page table, before the old one is removed.
@@ -221,6 +178,20 @@ fn spare(inner: &Path) -> u64 {
     let table = names.iter().filter(|name| name.starts_with("snap."));
     let size = table.map(|name| std::fs::metadata(inner.join(name)).map_or(0, |meta| meta.len())).max();
     SPARE.max(size.unwrap_or(0).saturating_mul(2).next_power_of_two())
+}
+
+/// Makes what sled has opened durable, and the end of the journal.
+fn settle(folder: &Path, db: &Db, head: &mut HeadFile, store: Uuid) -> Result<(Disk, End), StoreError> {
+    let disk = Disk::open(folder)?;
+    if let Some(what) = queries::short_of(db, &head.head())? {
+        return Err(StoreError::Damaged(what));
+    }
+    // What was durable but never acknowledged is acknowledged by being shown.
+    let end = End::read(db, store)?;
+    head.end(end.commit, end.link)
+        .and_then(|()| head.sync())
+        .map_err(|e| files::failed("write the head of", folder, &e))?;
+    Ok((disk, end))
 }
 
 /// Reads a whole store through a copy, and refuses it if anything of it is lost.
@@ -265,9 +236,8 @@ impl EventStore for SledStore {
     /// As the trait says. The append is queued on the first poll, in that order; one whose future is dropped after that
     /// takes place all the same.
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let (writing, prepared) = (self.writing()?, Prepared::new(append)?);
-        let (reply, answer) = oneshot::channel();
-        writing.order(Command::Append(Box::new(Pending { prepared, reply })), answer).await
+        let (writing, prepared) = (Writing::of(&self.inner.writing)?, Prepared::new(append)?);
+        writing.append(prepared).await
     }
 
     async fn read(&self, stream: &StreamId, from: Seq, limit: usize) -> Result<Vec<Record>, StoreError> {
@@ -300,7 +270,7 @@ impl EventStore for SledStore {
 
     async fn put_row(&self, job: JobId, row: &str, value: &Value) -> Result<(), StoreError> {
         let (row, value) = (row.to_owned(), value.clone());
-        self.change_rows(RowChange::Put { job: job.uuid(), row, value }).await
+        Writing::change_rows(&self.inner.writing, RowChange::Put { job: job.uuid(), row, value }).await
     }
 
     async fn rows(&self, job: JobId) -> Result<Vec<(String, Value)>, StoreError> {
@@ -308,7 +278,7 @@ impl EventStore for SledStore {
     }
 
     async fn clear_rows(&self, job: JobId) -> Result<(), StoreError> {
-        self.change_rows(RowChange::Clear { job: job.uuid() }).await
+        Writing::change_rows(&self.inner.writing, RowChange::Clear { job: job.uuid() }).await
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Record> {
@@ -316,13 +286,7 @@ impl EventStore for SledStore {
     }
 
     async fn reserve(&self) -> Result<Reserve, StoreError> {
-        let Some(writing) = &self.inner.writing else {
-            return Err(StoreError::Io("the store is open for reading only".to_owned()));
-        };
-        let reserve = Arc::clone(&writing.reserve);
-        tokio::task::spawn_blocking(move || reserve.look())
-            .await
-            .map_err(|e| StoreError::Io(format!("looking at the reserve was cut off: {e}")))
+        Writing::reserve(&self.inner.writing).await
     }
 }
 
@@ -344,15 +308,17 @@ impl Store for SledStore {
         self.ask(move |db, _| queries::commits(db, after, limit)).await
     }
 
+    async fn head(&self) -> Result<Option<Commit>, StoreError> {
+        self.ask(|db, _| queries::last_commit(db)).await
+    }
+
     async fn bury(&self, burial: Burial) -> Result<Appended, AppendError> {
-        let (writing, prepared) = (self.writing()?, Prepared::burial(burial)?);
-        let (reply, answer) = oneshot::channel();
-        writing.order(Command::Append(Box::new(Pending { prepared, reply })), answer).await
+        let (writing, prepared) = (Writing::of(&self.inner.writing)?, Prepared::burial(burial)?);
+        writing.append(prepared).await
     }
 
     async fn adopt(&self, adoption: Adoption) -> Result<(), AppendError> {
-        let (reply, answer) = oneshot::channel();
-        self.writing()?.order(Command::Adopt { adoption: Box::new(adoption), reply }, answer).await
+        Writing::of(&self.inner.writing)?.adopt(adoption).await
     }
 
     async fn keys(&self) -> Result<Vec<(String, StreamId)>, StoreError> {

@@ -20,39 +20,24 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use sled::{Batch, Db};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::broadcast;
 use uuid::Uuid;
-use vmkeep_workflow::journal::{Append, AppendError, Appended, Record, StoreError};
+use vmkeep_workflow::journal::{AppendError, Record, StoreError};
 
 use super::disk::Disk;
 use super::errors::is_full;
 use super::head::{Head, HeadFile};
-use super::ledger::{self, Draft, End, Ledger, Outcome, Prepared, Ready, RowChange};
+use super::ledger::{self, Draft, End, Ledger, Prepared, Ready};
 use super::{layout, queries};
+use crate::queue::{self, Outcome, RowReply};
 use crate::reserve::ReserveFile;
 use crate::{Adoption, files};
 
-/// The most appends of a group.
-const GROUP: usize = 512;
-/// A group is closed when its records reach so many bytes.
-const GROUP_BYTES: usize = 8 << 20;
 /// A group that takes longer is looked after.
 const LONG: Duration = Duration::from_secs(2);
 
-/// What the writer is asked to do.
-pub(super) enum Command {
-    Append(Box<Pending>),
-    Row { change: RowChange, reply: oneshot::Sender<Result<(), StoreError>> },
-    Adopt { adoption: Box<Adoption>, reply: oneshot::Sender<Result<(), AppendError>> },
-}
-
-/// An append that waits for its turn.
-pub(super) struct Pending {
-    pub(super) prepared: Prepared,
-    pub(super) reply: oneshot::Sender<Result<Appended, AppendError>>,
-}
-
-type RowReply = (RowChange, oneshot::Sender<Result<(), StoreError>>);
+type Command = queue::Command<Prepared>;
+type Pending = queue::Pending<Prepared>;
 
 /// What readers and the writer share: sled, as long as it can be trusted, and where the journal ends.
 pub(super) struct Live(RwLock<State>);
@@ -126,7 +111,7 @@ impl Writer {
                 continue;
             }
             let (group, rows);
-            (group, rows, left) = self.gather(command);
+            (group, rows, left) = queue::gather(&self.commands, command);
             if !group.is_empty() {
                 self.settle(group);
             }
@@ -135,27 +120,6 @@ impl Writer {
             }
         }
         self.close();
-    }
-
-    /// Takes what else waits.
-    fn gather(&self, first: Command) -> (Vec<Pending>, Vec<RowReply>, Option<Command>) {
-        let (mut group, mut rows, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let mut next = Some(first);
-        while let Some(command) = next {
-            match command {
-                Command::Append(pending) => {
-                    bytes += pending.prepared.weight();
-                    group.push(*pending);
-                }
-                Command::Row { change, reply } => rows.push((change, reply)),
-                adopt @ Command::Adopt { .. } => return (group, rows, Some(adopt)),
-            }
-            if group.len() + rows.len() >= GROUP || bytes >= GROUP_BYTES {
-                break;
-            }
-            next = self.commands.try_recv().ok();
-        }
-        (group, rows, None)
     }
 
     /// Takes in commits of another store.
@@ -182,12 +146,12 @@ impl Writer {
                     Some(why) => AppendError::Fatal(why),
                     None => AppendError::Rejected(error.to_string()),
                 };
-                return answer(group, &error);
+                return queue::refuse(group, &error);
             }
         };
-        let Some(ready) = ready else { return self.deliver(group, outcomes) };
+        let Some(ready) = ready else { return queue::deliver(&self.subscribers, group, outcomes) };
         match self.write(ready) {
-            Ok(()) => self.deliver(group, outcomes),
+            Ok(()) => queue::deliver(&self.subscribers, group, outcomes),
             // Each may still fit by itself.
             Err(Failure::Nothing { full: true, .. }) if group.len() > 1 => {
                 for pending in group {
@@ -197,7 +161,7 @@ impl Writer {
             Err(failure) => {
                 let error = failure.answer();
                 tracing::error!(%error, "the store could not append");
-                answer(group, &error);
+                queue::refuse(group, &error);
             }
         }
     }
@@ -246,7 +210,8 @@ impl Writer {
     fn reopen(&mut self, state: &mut State, error: &sled::Error, wanted: End) -> Result<(), Failure> {
         tracing::error!(%error, "sled failed and is opened anew");
         self.disk.is_sound().map_err(|e| fatal(state, "an fsync failed", &e))?;
-        close(std::mem::replace(&mut state.db, Err("it is being opened anew".to_owned())));
+        close(std::mem::replace(&mut state.db, Err("it is being opened anew".to_owned())))
+            .map_err(|e| Failure::Fatal(format!("{error}; then: {e}")))?;
         let opened = open_with_room(&self.folder, &[&self.reserve]).and_then(|db| {
             let disk = Disk::open(&self.folder)?;
             let end = End::read(&db, self.store)?;
@@ -271,37 +236,6 @@ impl Writer {
         self.note(state, end)?;
         let full = is_full(error) || files::lacks_room(&self.folder);
         Err(Failure::Nothing { full, why: error.to_string() })
-    }
-
-    fn deliver(&self, group: Vec<Pending>, outcomes: Vec<Outcome>) {
-        let listened_to = self.subscribers.receiver_count() > 0;
-        let mut answers = Vec::with_capacity(group.len());
-        for (pending, outcome) in group.into_iter().zip(outcomes) {
-            let Pending { prepared, reply } = pending;
-            match outcome {
-                Ok(written) => {
-                    answers.push((reply, Ok(Appended { last: written.last })));
-                    if listened_to {
-                        self.publish(prepared.append, &written.hashes);
-                    }
-                }
-                Err(error) => answers.push((reply, Err(error))),
-            }
-        }
-        for (reply, answer) in answers {
-            // Whoever no longer waits is no reason to stop.
-            let _ = reply.send(answer);
-        }
-    }
-
-    fn publish(&self, append: Append, hashes: &[[u8; 32]]) {
-        let Append { stream, expected, records, .. } = append;
-        let mut seq = expected;
-        for (bytes, &hash) in records.into_iter().zip(hashes) {
-            seq = seq.next();
-            // An error means that the last receiver has just gone.
-            let _ = self.subscribers.send(Record { stream: stream.clone(), seq, bytes, hash });
-        }
     }
 
     /// Changes rows. They need not survive a power cut, and must not spend the reserve.
@@ -337,7 +271,10 @@ impl Writer {
         }
         let end = self.ledger.end;
         let begun = self.head.begin();
-        close(std::mem::replace(&mut state.db, Err("it is closed".to_owned())));
+        if close(std::mem::replace(&mut state.db, Err("it is closed".to_owned()))).is_err() {
+            // The head says so: it names a change that is not over.
+            return;
+        }
         if let Err(error) = begun.and_then(|()| self.head.end(end.commit, end.link)) {
             tracing::warn!(%error, "the store's head could not be written");
         }
@@ -355,10 +292,11 @@ fn fatal(state: &mut State, what: &str, error: &dyn std::fmt::Display) -> Failur
 }
 
 /// Closes sled. What it then fails to do it panics over.
-fn close(db: Result<Db, String>) {
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(db))).is_err() {
+pub(super) fn close(db: Result<Db, String>) -> Result<(), StoreError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(db))).map_err(|_| {
         tracing::error!("sled could not be closed in order");
-    }
+        StoreError::Io("sled could not be closed in order: writing what it held failed".to_owned())
+    })
 }
 
 /// Opens sled for writing. That takes some room: on a full disk what was kept back for it is given up.
@@ -374,12 +312,6 @@ pub(super) fn open_with_room(folder: &std::path::Path, kept: &[&ReserveFile]) ->
     // Nobody has read it yet: what cannot be read at all shows here.
     queries::last_commit(&db)?;
     Ok(db)
-}
-
-fn answer(group: Vec<Pending>, error: &AppendError) {
-    for pending in group {
-        let _ = pending.reply.send(Err(error.clone()));
-    }
 }
 
 /// The thread that looks after a group that takes long.

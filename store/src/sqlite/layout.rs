@@ -30,7 +30,7 @@ pub(super) const FORMAT: u32 = 1;
 const PAGE: u32 = 2048;
 
 /// The size of the log that is written ahead: what a busy store fills between checkpoints, and a large group on top.
-const LOG_BYTES: usize = (super::writer::BUSY_FRAMES as usize + 256) * (PAGE as usize + 24);
+const LOG_BYTES: usize = (super::pen::BUSY_FRAMES as usize + 256) * (PAGE as usize + 24);
 
 /// SQLite's `application_id`, "vmkj": a database of another program is refused.
 const APPLICATION: i32 = 0x766d_6b6a;
@@ -95,6 +95,20 @@ pub(super) fn log(folder: &Path) -> PathBuf {
 /// Whether the log of a database holds anything.
 pub(super) fn has_log(folder: &Path) -> bool {
     std::fs::metadata(log(folder)).is_ok_and(|file| file.len() > 0)
+}
+
+/// Whether the files of the store can be opened for writing; if not, why.
+pub(super) fn can_write(folder: &Path) -> Result<(), StoreError> {
+    let index = folder.join("journal.db-shm");
+    for path in [database(folder), log(folder), index] {
+        match std::fs::File::options().read(true).write(true).open(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(files::failed("open for writing", &path, &e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Writes the log out ahead with zeros, when there is none: SQLite takes a log without its header for an empty one.

@@ -18,6 +18,7 @@ use vmkeep_workflow::summary::JobSummary;
 
 use super::errors::Failed;
 use crate::chain::{self, Digest, GENESIS, Hash, Placed};
+use crate::queue::{Outcome, Prepare, Written};
 use crate::{Adoption, Burial, accept, adoption};
 
 /// So many streams are remembered; more than jobs ever run at once.
@@ -66,10 +67,15 @@ impl Prepared {
         accept::check_burial(&burial)?;
         Ok(Self { buries: Some((burial.job, burial.events)), ..Self::new(burial.note)? })
     }
+}
 
-    /// Roughly how much it writes, in bytes.
-    pub(super) fn weight(&self) -> usize {
-        self.append.records.iter().map(Vec::len).sum()
+impl Prepare for Prepared {
+    fn append(&self) -> &Append {
+        &self.append
+    }
+
+    fn into_append(self) -> Append {
+        self.append
     }
 }
 
@@ -89,18 +95,6 @@ impl Projection {
             json,
         })
     }
-}
-
-/// What became of an append whose group was committed.
-pub(super) type Outcome = Result<Written, AppendError>;
-
-/// An append that was written.
-#[derive(Debug)]
-pub(super) struct Written {
-    /// Where the stream ends.
-    pub(super) last: Seq,
-    /// The hashes of the records.
-    pub(super) hashes: Vec<Hash>,
 }
 
 /// Where a stream ends.

@@ -1,6 +1,7 @@
 //! The engine for production: one SQLite database per store, in WAL mode with `synchronous = FULL`.
 //!
-//! - One thread writes and commits in groups ([`writer`]); each group costs one fsync.
+//! - One writes at a time ([`pen`]): a lone append by itself, and whoever meets others through a thread that commits in
+//!   groups ([`writer`]); each group costs one fsync.
 //! - The folder is on a local file system: the log's index is memory that processes share.
 //! - Reading goes through a few connections of its own on blocking threads, and never waits for the writer.
 //! - SQLite is compiled in. The library of the system is never used: that of Debian 12 can lose a log's reset.
@@ -13,18 +14,20 @@ mod connect;
 mod errors;
 mod layout;
 mod ledger;
+mod pen;
 mod queries;
 mod writer;
 
 use std::path::Path;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode};
 use serde_json::Value;
-use tokio::sync::{broadcast, oneshot};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::broadcast;
 use uuid::Uuid;
 use vmkeep_workflow::ids::{JobId, Seq, StreamId};
 use vmkeep_workflow::journal::{
@@ -36,10 +39,12 @@ use self::connect::Readers;
 use self::errors::{Kind, kind, unread};
 use self::layout::Identity;
 use self::ledger::Prepared;
-use self::writer::{Command, Pending, RowChange, Writer};
+use self::pen::Pen;
+use self::writer::Writer;
 use crate::chain::{Commit, Placed};
 use crate::config::{EngineName, Options};
 use crate::lock::Lock;
+use crate::queue::{self, RowChange};
 use crate::reserve::ReserveFile;
 use crate::{Adoption, Burial, SUBSCRIBER_LAG, Store, files};
 
@@ -58,30 +63,28 @@ struct Inner {
     readers: Readers,
     subscribers: broadcast::Sender<Record>,
     /// Absent in a store that is only read.
+    pen: Option<Arc<Mutex<Pen>>>,
+    /// As absent.
     writing: Option<Writing>,
+    /// How many wait for the writing thread.
+    line: AtomicUsize,
 }
 
-struct Writing {
-    commands: mpsc::Sender<Command>,
-    thread: JoinHandle<()>,
-    reserve: Arc<ReserveFile>,
-    lock: Lock,
+type Writing = queue::Writing<Prepared>;
+
+/// A place in the line before the writing thread, as long as somebody waits in it.
+struct InLine<'a>(&'a AtomicUsize);
+
+impl<'a> InLine<'a> {
+    fn of(line: &'a AtomicUsize) -> Self {
+        line.fetch_add(1, Ordering::Relaxed);
+        Self(line)
+    }
 }
 
-impl Writing {
-    /// Has the writer do something, and waits for its answer.
-    async fn order<T>(
-        &self,
-        command: Command,
-        answer: oneshot::Receiver<Result<T, AppendError>>,
-    ) -> Result<T, AppendError> {
-        if self.commands.send(command).is_err() {
-            return Err(AppendError::Fatal("the store's writer has ended".to_owned()));
-        }
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) => Err(AppendError::Unknown("the store's writer ended in the middle".to_owned())),
-        }
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -89,12 +92,10 @@ impl Drop for Inner {
     /// Closes in this order: readers, writer (which is then the last connection and tidies the log away), lock.
     fn drop(&mut self) {
         self.readers.close();
-        if let Some(Writing { commands, thread, reserve: _, lock }) = self.writing.take() {
-            drop(commands);
-            if thread.join().is_err() {
-                tracing::error!("the store's writer panicked");
-            }
-            drop(lock);
+        // The thread then has the last one, and closes the connections.
+        self.pen = None;
+        if let Some(writing) = self.writing.take() {
+            writing.close();
         }
     }
 }
@@ -118,7 +119,15 @@ impl SqliteStore {
         let identity = connect::inspect(folder)?;
         let reserve = Arc::new(ReserveFile::open(folder, options.reserve));
         layout::write_log_ahead(folder);
-        let connections = writers(folder, &reserve).map_err(|error| match error {
+        let opened = match writers(folder, &reserve) {
+            // SQLite reads where it may not write. What kept it from writing says the system; it may be over by now.
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+                layout::can_write(folder)?;
+                writers(folder, &reserve)
+            }
+            opened => opened,
+        };
+        let connections = opened.map_err(|error| match error {
             // A reader that maps the log's index read-only does so for its whole process.
             e if e.sqlite_error_code() == Some(ErrorCode::ReadOnly) => StoreError::InUse {
                 path: folder.display().to_string(),
@@ -128,22 +137,14 @@ impl SqliteStore {
         })?;
         let (commands, queue) = mpsc::channel();
         let subscribers = broadcast::Sender::new(SUBSCRIBER_LAG);
-        let writer = Writer::new(
-            queue,
-            connections,
-            identity.id,
-            Arc::clone(&reserve),
-            subscribers.clone(),
-            folder.clone(),
-        )
-        .map_err(|e| unread("read where the journal ends", &e))?;
-        let thread = std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|e| StoreError::Io(format!("could not start the store's writer: {e}")))?;
-        let writing = Some(Writing { commands, thread, reserve, lock });
-        let readers = Readers::beside_writer(folder);
-        Ok(Self { inner: Arc::new(Inner { identity, readers, subscribers, writing }) })
+        let pen =
+            Pen::new(connections, identity.id, Arc::clone(&reserve), subscribers.clone(), folder.clone())
+                .map_err(|e| unread("read where the journal ends", &e))?;
+        let pen = Arc::new(Mutex::new(pen));
+        let writer = Writer::new(queue, Arc::clone(&pen));
+        let writing = Some(Writing::start(commands, reserve, lock, move || writer.run())?);
+        let (readers, line) = (Readers::beside_writer(folder), AtomicUsize::new(0));
+        Ok(Self { inner: Arc::new(Inner { identity, readers, subscribers, pen: Some(pen), writing, line }) })
     }
 
     /// Opens the store in a folder for reading: also while a daemon writes it, after it died, and on a full disk. Takes no
@@ -154,7 +155,26 @@ impl SqliteStore {
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let (readers, identity) = Readers::alone(&files::absolute(path.as_ref())?)?;
         let subscribers = broadcast::Sender::new(1);
-        Ok(Self { inner: Arc::new(Inner { identity, readers, subscribers, writing: None }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                identity,
+                readers,
+                subscribers,
+                pen: None,
+                writing: None,
+                line: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    /// The pen, if nobody else writes or waits, and this thread may be held up. Who came past those in line would hold up a
+    /// whole group for one append.
+    fn free_pen(&self) -> Option<MutexGuard<'_, Pen>> {
+        let runtime = Handle::try_current().ok()?;
+        let pen = self.inner.pen.as_ref()?;
+        let may = runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+            && self.inner.line.load(Ordering::Relaxed) == 0;
+        if may { pen.try_lock().ok() } else { None }
     }
 
     async fn ask<T: Send + 'static>(
@@ -165,21 +185,6 @@ impl SqliteStore {
         tokio::task::spawn_blocking(move || inner.readers.read(query))
             .await
             .map_err(|e| StoreError::Io(format!("reading was cut off: {e}")))?
-    }
-
-    fn writing(&self) -> Result<&Writing, AppendError> {
-        let refused = || AppendError::Rejected("the store is open for reading only".to_owned());
-        self.inner.writing.as_ref().ok_or_else(refused)
-    }
-
-    async fn change_rows(&self, change: RowChange) -> Result<(), StoreError> {
-        let Some(writing) = &self.inner.writing else {
-            return Err(StoreError::Io("the store is open for reading only".to_owned()));
-        };
-        let gone = || StoreError::Io("the store's writer has ended".to_owned());
-        let (reply, answer) = oneshot::channel();
-        writing.commands.send(Command::Row { change, reply }).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
     }
 }
 
@@ -206,12 +211,19 @@ impl EventStore for SqliteStore {
         self.inner.identity.id
     }
 
-    /// As the trait says. The append is queued on the first poll, in that order; one whose future is dropped after that
-    /// takes place all the same.
+    /// As the trait says. The append is written or queued on the first poll; one whose future is dropped after that takes
+    /// place all the same.
     async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let (writing, prepared) = (self.writing()?, Prepared::new(append)?);
-        let (reply, answer) = oneshot::channel();
-        writing.order(Command::Append(Box::new(Pending { prepared, reply })), answer).await
+        let (writing, prepared) = (Writing::of(&self.inner.writing)?, Prepared::new(append)?);
+        if let Some(mut pen) = self.free_pen() {
+            let answer = tokio::task::block_in_place(|| pen.append(prepared));
+            if pen.is_due() || (pen.is_untidy() && !pen.watched) {
+                writing.tidy();
+            }
+            return answer;
+        }
+        let _place = InLine::of(&self.inner.line);
+        writing.append(prepared).await
     }
 
     async fn read(&self, stream: &StreamId, from: Seq, limit: usize) -> Result<Vec<Record>, StoreError> {
@@ -243,8 +255,8 @@ impl EventStore for SqliteStore {
     }
 
     async fn put_row(&self, job: JobId, row: &str, value: &Value) -> Result<(), StoreError> {
-        let (row, value) = (row.to_owned(), value.to_string());
-        self.change_rows(RowChange::Put { job: job.uuid(), row, value }).await
+        let (row, value) = (row.to_owned(), value.clone());
+        Writing::change_rows(&self.inner.writing, RowChange::Put { job: job.uuid(), row, value }).await
     }
 
     async fn rows(&self, job: JobId) -> Result<Vec<(String, Value)>, StoreError> {
@@ -252,7 +264,7 @@ impl EventStore for SqliteStore {
     }
 
     async fn clear_rows(&self, job: JobId) -> Result<(), StoreError> {
-        self.change_rows(RowChange::Clear { job: job.uuid() }).await
+        Writing::change_rows(&self.inner.writing, RowChange::Clear { job: job.uuid() }).await
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Record> {
@@ -260,13 +272,7 @@ impl EventStore for SqliteStore {
     }
 
     async fn reserve(&self) -> Result<Reserve, StoreError> {
-        let Some(writing) = &self.inner.writing else {
-            return Err(StoreError::Io("the store is open for reading only".to_owned()));
-        };
-        let reserve = Arc::clone(&writing.reserve);
-        tokio::task::spawn_blocking(move || reserve.look())
-            .await
-            .map_err(|e| StoreError::Io(format!("looking at the reserve was cut off: {e}")))
+        Writing::reserve(&self.inner.writing).await
     }
 }
 
@@ -288,15 +294,17 @@ impl Store for SqliteStore {
         self.ask(move |db| queries::commits(db, after, limit)).await
     }
 
+    async fn head(&self) -> Result<Option<Commit>, StoreError> {
+        self.ask(queries::head).await
+    }
+
     async fn bury(&self, burial: Burial) -> Result<Appended, AppendError> {
-        let (writing, prepared) = (self.writing()?, Prepared::burial(burial)?);
-        let (reply, answer) = oneshot::channel();
-        writing.order(Command::Append(Box::new(Pending { prepared, reply })), answer).await
+        let (writing, prepared) = (Writing::of(&self.inner.writing)?, Prepared::burial(burial)?);
+        writing.append(prepared).await
     }
 
     async fn adopt(&self, adoption: Adoption) -> Result<(), AppendError> {
-        let (reply, answer) = oneshot::channel();
-        self.writing()?.order(Command::Adopt { adoption: Box::new(adoption), reply }, answer).await
+        Writing::of(&self.inner.writing)?.adopt(adoption).await
     }
 
     async fn keys(&self) -> Result<Vec<(String, StreamId)>, StoreError> {

@@ -250,6 +250,18 @@ pub(super) fn commits(db: &Connection, after: u64, limit: usize) -> Answer<Vec<C
     ask().map_err(|e| unread("read the commits", &e))
 }
 
+/// The last commit; nothing before the first. What a reader sees was fsynced: the log's index names a commit only then.
+pub(super) fn head(db: &Connection) -> Answer<Option<Commit>> {
+    let ask = || -> rusqlite::Result<Option<Commit>> {
+        db.prepare_cached("SELECT number, digest, link FROM commits ORDER BY number DESC LIMIT 1")?
+            .query_row((), |row| {
+                Ok(Commit { number: unsigned(row, 0)?, digest: row.get(1)?, link: row.get(2)? })
+            })
+            .optional()
+    };
+    ask().map_err(|e| unread("read the last commit", &e))
+}
+
 /// Has SQLite check its own structure, pages, indexes and all.
 pub(super) fn inspect(db: &Connection) -> Answer<Vec<String>> {
     let ask = || -> rusqlite::Result<Vec<String>> {

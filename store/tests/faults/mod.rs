@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use vmkeep_store::conformance::sample::append;
+use vmkeep_workflow::EventStore;
+use vmkeep_workflow::ids::JobId;
+
 const CONTROL: &str = "VMKEEP_FAULTS";
 
 pub(crate) const EIO: u32 = 5;
@@ -72,4 +76,17 @@ pub(crate) fn under_faults(name: &str, test: impl AsyncFnOnce(&Stage)) {
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     assert!(String::from_utf8_lossy(&said).contains("1 passed"), "the child ran no test");
+}
+
+/// A durable append costs one fsync, whichever engine writes it; a row and a refusal cost none.
+pub(crate) async fn assert_an_append_is_one_fsync(store: &impl EventStore, stage: &Stage) {
+    store.append(append("a", 0, 1)).await.unwrap();
+    let before = stage.fsyncs();
+    for n in 1..=100 {
+        store.append(append("a", n, 1)).await.unwrap();
+    }
+    assert_eq!(stage.fsyncs() - before, 100);
+    store.put_row(JobId::new(), "copy", &serde_json::json!(1)).await.unwrap();
+    assert!(store.append(append("a", 0, 1)).await.is_err(), "a conflict");
+    assert_eq!(stage.fsyncs() - before, 100, "neither a row nor a refusal is fsynced");
 }
