@@ -131,6 +131,21 @@ impl StateReason {
     pub fn paused(&self) -> Option<PausedReason> {
         (self.state == DomainState::Paused).then(|| PausedReason::from_raw(self.reason))
     }
+
+    /// Whether it is off because its memory was saved, into a file of anybody's; nothing if it is not off, or if libvirt
+    /// does not know: it forgets when it is itself started anew. A managed save image that was removed counts as well.
+    pub fn saved(&self) -> Option<bool> {
+        let reason = u32::try_from(self.reason).unwrap_or(u32::MAX);
+        let known = self.state == DomainState::Shutoff && reason != sys::VIR_DOMAIN_SHUTOFF_UNKNOWN;
+        known.then_some(reason == sys::VIR_DOMAIN_SHUTOFF_SAVED)
+    }
+
+    /// Whether it is off because its QEMU ended without having been told to, and without its guest having shut down.
+    /// libvirt forgets that when it is itself started anew.
+    pub fn crashed(&self) -> bool {
+        self.state == DomainState::Shutoff
+            && u32::try_from(self.reason).is_ok_and(|reason| reason == sys::VIR_DOMAIN_SHUTOFF_CRASHED)
+    }
 }
 
 /// The short information about a domain.

@@ -79,6 +79,8 @@ pub struct Tpm {
     pub version: Option<String>,
     /// Whether its state stays when the domain is transient.
     pub persistent_state: bool,
+    /// Whether its state is encrypted with a secret.
+    pub encrypted: bool,
 }
 
 /// A device of the host that is passed through.
@@ -213,6 +215,7 @@ impl Tpm {
             backend: attr(backend, "type"),
             version: attr(backend, "version"),
             persistent_state: backend.and_then(|b| b.attr("persistent_state")) == Some("yes"),
+            encrypted: backend.is_some_and(|b| b.child("encryption").is_some()),
         }
     }
 }

@@ -35,11 +35,18 @@ impl DomainXml {
         self.root_mut().child_mut("devices").ok_or_else(|| XmlError::Missing("<devices>".to_owned()))
     }
 
+    /// The one disk with that target. Of two it would not be known which one is meant, and the other would go on naming what
+    /// it named; libvirt never writes such a definition, but a stranger's backup may hold one.
     fn disk_mut(&mut self, target: &str) -> Result<&mut Element, XmlError> {
-        self.devices_mut()?
+        let mut found = self
+            .devices_mut()?
             .elements_mut()
-            .find(|e| e.name() == "disk" && e.child("target").and_then(|t| t.attr("dev")) == Some(target))
-            .ok_or_else(|| XmlError::Missing(format!("disk '{target}'")))
+            .filter(|e| e.name() == "disk" && e.child("target").and_then(|t| t.attr("dev")) == Some(target));
+        match (found.next(), found.next()) {
+            (Some(disk), None) => Ok(disk),
+            (Some(_), Some(_)) => Err(XmlError::Twice(format!("disk '{target}'"))),
+            (None, _) => Err(XmlError::Missing(format!("disk '{target}'"))),
+        }
     }
 
     fn set_child_text(&mut self, name: &str, text: &str) -> Result<(), XmlError> {
@@ -117,21 +124,40 @@ impl DomainXml {
     /// [`Self::set_disk_backing`].
     ///
     /// # Errors
-    /// [`XmlError::Missing`] if there is no such disk; [`XmlError::Character`].
+    /// [`XmlError::Missing`] if there is no such disk, [`XmlError::Twice`] if there are two; [`XmlError::Character`].
     pub fn set_disk_file(&mut self, target: &str, path: &str, format: &str) -> Result<(), XmlError> {
+        self.set_disk_source(target, ("file", "file"), path, format)
+    }
+
+    /// Lets a disk use the block device at `path`; otherwise as [`Self::set_disk_file`]. (QEMU refuses to open a device as
+    /// a file, and a file as a device.)
+    ///
+    /// # Errors
+    /// [`XmlError::Missing`] if there is no such disk, [`XmlError::Twice`] if there are two; [`XmlError::Character`].
+    pub fn set_disk_device(&mut self, target: &str, path: &str, format: &str) -> Result<(), XmlError> {
+        self.set_disk_source(target, ("block", "dev"), path, format)
+    }
+
+    fn set_disk_source(
+        &mut self,
+        target: &str,
+        (kind, attribute): (&str, &str),
+        path: &str,
+        format: &str,
+    ) -> Result<(), XmlError> {
         let disk = self.disk_mut(target)?;
-        let was_file = disk.attr("type") == Some("file");
+        let same_kind = disk.attr("type") == Some(kind);
         let mut source = Element::new("source")?;
         if let Some(old) = disk.child("source") {
-            if was_file && let Some(policy) = old.attr("startupPolicy") {
+            if same_kind && let Some(policy) = old.attr("startupPolicy") {
                 source.set_attr("startupPolicy", policy)?;
             }
             if let Some(encryption) = old.child("encryption") {
                 source.push(encryption.clone());
             }
         }
-        source.set_attr("file", path)?;
-        disk.set_attr("type", "file")?;
+        source.set_attr(attribute, path)?;
+        disk.set_attr("type", kind)?;
         match disk.child_mut("source") {
             Some(old) => *old = source,
             None => disk.insert_after("driver", source),
@@ -150,7 +176,7 @@ impl DomainXml {
     /// Says what lies below a disk's image, or leaves it to libvirt.
     ///
     /// # Errors
-    /// [`XmlError::Missing`] if there is no such disk; [`XmlError::Character`].
+    /// [`XmlError::Missing`] if there is no such disk, [`XmlError::Twice`] if there are two; [`XmlError::Character`].
     pub fn set_disk_backing(&mut self, target: &str, backing: &BackingEdit) -> Result<(), XmlError> {
         let disk = self.disk_mut(target)?;
         let new = match backing {
@@ -186,7 +212,7 @@ impl DomainXml {
     /// Removes a disk.
     ///
     /// # Errors
-    /// [`XmlError::Missing`] if there is no such disk.
+    /// [`XmlError::Missing`] if there is no such disk, [`XmlError::Twice`] if there are two.
     pub fn remove_disk(&mut self, target: &str) -> Result<(), XmlError> {
         self.disk_mut(target)?;
         self.devices_mut()?.remove_elements(|e| {

@@ -204,6 +204,10 @@ fn setting_a_disks_file_changes_that_disk_only() {
     assert_eq!((vdb.source.kind, vdb.source.path.as_deref()), (SourceKind::File, Some("/new/b.raw")));
     assert_eq!((vdb.format.as_deref(), vdb.driver.as_deref()), (Some("raw"), Some("qemu")));
     assert_eq!(d.set_disk_file("vdz", "/x", "raw"), Err(XmlError::Missing("disk 'vdz'".into())));
+    // And back.
+    d.set_disk_device("vdb", "/dev/vg/b", "raw").unwrap();
+    let vdb = DomainXml::parse(&d.to_string()).unwrap().disk("vdb").unwrap();
+    assert_eq!((vdb.source.kind, vdb.source.path.as_deref()), (SourceKind::Block, Some("/dev/vg/b")));
 }
 
 #[test]
@@ -511,4 +515,16 @@ proptest! {
         let cut = (0..=cut.min(LIVE.len())).rev().find(|i| LIVE.is_char_boundary(*i)).unwrap();
         let _ = DomainXml::parse(&LIVE[..cut]).map(|d| (d.disks(), d.to_string()));
     }
+}
+
+#[test]
+fn of_two_disks_with_one_target_neither_is_edited() {
+    let disk = "<disk type='file'><source file='/a'/><target dev='vda'/></disk>";
+    let text = format!("<domain><name>d</name><devices>{disk}{disk}</devices></domain>");
+    let mut domain = DomainXml::parse(&text).unwrap();
+    let twice = Err(XmlError::Twice("disk 'vda'".to_owned()));
+    assert_eq!(domain.set_disk_file("vda", "/b", "raw"), twice);
+    assert_eq!(domain.set_disk_backing("vda", &BackingEdit::End), twice);
+    assert_eq!(domain.remove_disk("vda"), twice);
+    assert_eq!(domain.to_string(), text);
 }

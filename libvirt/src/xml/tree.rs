@@ -63,6 +63,9 @@ pub enum XmlError {
     /// A part that the operation needs is not there.
     #[error("the document has no {0}")]
     Missing(String),
+    /// A part that the operation is about is there more than once.
+    #[error("the document has more than one {0}")]
+    Twice(String),
     /// A value that cannot be understood.
     #[error("{what} is '{value}', which cannot be understood")]
     Value {
