@@ -10,6 +10,8 @@
 
 mod original;
 mod ours;
+#[cfg(test)]
+mod provoked;
 
 use std::fmt::Write as _;
 
@@ -85,6 +87,15 @@ pub fn page() -> String {
         }
     }
     page
+}
+
+/// For tests: a failure says its code, what it was about, why, and (by itself or by the registry) the way on.
+#[cfg(test)]
+pub(crate) fn assert_told(fault: &vmkeep_workflow::Fault, code: Code, object: &str) {
+    assert_eq!(fault.code, code, "{fault}");
+    assert!(fault.object.contains(object), "it does not name {object:?}: {fault}");
+    assert!(!fault.doing.is_empty() && !fault.cause.is_empty(), "{fault}");
+    assert!(!fault.remedy.is_empty() || entry(code).is_some_and(|entry| !entry.remedy.is_empty()), "{fault}");
 }
 
 #[cfg(test)]

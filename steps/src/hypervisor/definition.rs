@@ -20,8 +20,8 @@ pub struct Layer {
 pub struct Definition {
     /// The whole text, secrets included where the hypervisor gives them.
     pub xml: String,
-    /// A hash of the definition without what a job itself changes: the marker, and of every disk on a file its source,
-    /// format and backing store. Equal hashes of persistent definitions mean that nobody else has changed anything.
+    /// A hash of the definition without what a job itself changes: the marker, and of every disk on a file or block device
+    /// which of both it is, its source, format and backing store. Equal hashes of persistent definitions mean that nobody else has changed anything.
     pub bare: String,
     /// Its disks, in its order.
     pub disks: Vec<DiskDef>,
@@ -36,13 +36,10 @@ impl Definition {
         self.disks.iter().find(|disk| disk.target == *target)
     }
 
-    /// The file that a disk names.
+    /// The file or block device that a disk names.
     #[must_use]
     pub fn file(&self, target: &Target) -> Option<&PathBuf> {
-        match &self.disk(target)?.source {
-            DiskSource::File(path) => Some(path),
-            _ => None,
-        }
+        self.disk(target)?.source.image()
     }
 }
 
@@ -74,6 +71,17 @@ pub enum DiskSource {
     Other(String),
     /// No medium.
     Empty,
+}
+
+impl DiskSource {
+    /// The file or block device.
+    #[must_use]
+    pub fn image(&self) -> Option<&PathBuf> {
+        match self {
+            Self::File(path) | Self::Block(path) => Some(path),
+            _ => None,
+        }
+    }
 }
 
 /// What a definition says about the images under a disk's own.
@@ -124,16 +132,60 @@ pub struct Devices {
     /// The processor architecture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arch: Option<String>,
-    /// The file of UEFI variables, or a note that there is one.
-    pub nvram: Option<String>,
-    /// An emulated TPM with state of its own.
-    pub tpm: bool,
+    /// Firmware variables, in a file of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<NvramDef>,
+    /// A TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<TpmDef>,
     /// The channel of a guest agent.
     pub agent: bool,
+    /// How many network cards it has.
+    #[serde(default)]
+    pub network_cards: usize,
     /// Devices that keep a memory image from being taken, in words: host devices, virtiofs, …
     pub unsaveable: Vec<String>,
     /// What in it reaches into the host beyond the images of its disks, in words: programs and scripts that are run,
     /// files and devices of the host. For definitions that somebody else may have written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reaches: Vec<String>,
+}
+
+/// Firmware variables (UEFI).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvramDef {
+    /// Their file; nothing if the definition leaves it to libvirt, which names it only in the live one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The file's format, raw if the definition does not say.
+    pub format: String,
+    /// What libvirt makes the file from when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<PathBuf>,
+    /// They are not in a file, but there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<String>,
+}
+
+/// Who is the TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TpmKind {
+    /// An `swtpm` that libvirt starts with the domain, whose state is in a folder of libvirt's.
+    Emulator,
+    /// An `swtpm` that somebody else runs, the host's own, or one that is not known.
+    Other(String),
+}
+
+/// A TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmDef {
+    /// Who it is.
+    pub kind: TpmKind,
+    /// `1.2` or `2.0`; nothing if the definition leaves it to libvirt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its state is encrypted with a secret of libvirt's.
+    #[serde(default)]
+    pub encrypted: bool,
 }

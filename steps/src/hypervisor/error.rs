@@ -38,6 +38,10 @@ pub enum Trouble {
     Exists,
     /// This hypervisor cannot do that.
     Unsupported,
+    /// A file cannot be given to its owner.
+    OwnerRefused,
+    /// A file cannot be given its mode.
+    ModeRefused,
     /// Input or output failed.
     Io,
     /// The hypervisor's daemon says that the domain is off, and its QEMU runs.
@@ -50,7 +54,8 @@ pub enum Trouble {
 const REMEMBER: &str = "Nothing is lost, and vmkeepd goes on by itself as soon as one of these is done. To keep the \
     guest: stop libvirtd and its sockets (guests stay), write job='active-commit' where its note of the domain says \
     job='' (/run/libvirt/qemu/DOMAIN.xml, or $XDG_RUNTIME_DIR/libvirt/qemu/run/DOMAIN.xml for a user's own), and start \
-    it. Otherwise end that QEMU (kill PROCESS) and start the domain when the job is over";
+    libvirtd. Do not start the domain before that: it fails, and libvirt then removes its note. Otherwise, or if the \
+    note is gone, end that QEMU (kill PROCESS) and start the domain when the job is over";
 
 /// A failed call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +115,8 @@ impl HvError {
             Trouble::NoSpace => codes::NOT_ENOUGH_DISK_SPACE,
             Trouble::Unsupported => codes::HYPERVISOR_TOO_OLD,
             Trouble::Forgotten => codes::HYPERVISOR_FORGOT_DOMAIN,
+            Trouble::OwnerRefused => codes::CANNOT_SET_DISK_IMAGE_OWNERSHIP,
+            Trouble::ModeRefused => codes::CANNOT_SET_DISK_IMAGE_PERMISSION,
             _ => code,
         };
         let fault = if self.is_transient() {
@@ -119,5 +126,32 @@ impl HvError {
         };
         let fault = if self.trouble == Trouble::Forgotten { fault.remedy(REMEMBER) } else { fault };
         if self.in_doubt { fault.in_doubt() } else { fault }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::assert_told;
+
+    #[test]
+    fn trouble_that_has_a_code_of_its_own_keeps_it_and_what_cannot_be_is_not_tried_again() {
+        let of = |trouble| {
+            HvError::new(trouble, "as libvirt says").fault(codes::CANNOT_DEFINE_MACHINE, "define", "web")
+        };
+        for (trouble, code, transient) in [
+            (Trouble::Unsupported, codes::HYPERVISOR_TOO_OLD, false),
+            (Trouble::Forgotten, codes::HYPERVISOR_FORGOT_DOMAIN, true),
+            (Trouble::NoSuchDomain, codes::CANNOT_FIND_MACHINE, false),
+            (Trouble::Unreachable, codes::HYPERVISOR_UNREACHABLE, true),
+            (Trouble::NoSpace, codes::NOT_ENOUGH_DISK_SPACE, false),
+            (Trouble::Refused, codes::CANNOT_DEFINE_MACHINE, false),
+        ] {
+            let fault = of(trouble);
+            assert_told(&fault, code, "web");
+            assert_eq!(fault.class == vmkeep_workflow::Class::Transient, transient, "{trouble:?}");
+            assert_eq!(fault.cause, "as libvirt says");
+        }
+        assert!(of(Trouble::Forgotten).remedy.contains("Nothing is lost"));
     }
 }

@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::definition::Layer;
 use super::error::{HvError, HvResult, Trouble};
-use super::storage::{FileId, Image, OverlaySpec, Space, Storage};
+use super::storage::{Bitmap, FileId, Image, OverlaySpec, Space, Storage};
 use crate::image::qcow2::{Format, Header};
 use crate::image::qemu_img::{QemuImg, QemuImgError};
-use crate::image::{chain, space};
+use crate::image::rights::{self, RightsError};
+use crate::image::{chain, open, space};
 
 /// A commit may take as long as it makes sense to wait for anything.
 const COMMIT_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -37,9 +38,7 @@ impl LocalStorage {
 
 /// Runs what blocks where blocking is allowed.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> HvResult<T> + Send + 'static) -> HvResult<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(HvError::new(Trouble::Refused, e.to_string())))
+    crate::blocking::run(work).await.unwrap_or_else(|e| Err(HvError::new(Trouble::Refused, e.to_string())))
 }
 
 fn io(act: &str, path: &Path, e: &std::io::Error) -> HvError {
@@ -132,7 +131,7 @@ fn blank(file: &File) -> std::io::Result<bool> {
     })
 }
 
-fn inspect(layer: &Layer) -> HvResult<Option<Image>> {
+pub(super) fn inspect(layer: &Layer) -> HvResult<Option<Image>> {
     let path = &layer.path;
     // Neither through a link nor, should a pipe be there, until somebody writes to it.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -149,7 +148,7 @@ fn inspect(layer: &Layer) -> HvResult<Option<Image>> {
     }
     let mut image = Image {
         path: path.clone(),
-        id: FileId { dev: data.dev(), ino: data.ino() },
+        id: FileId::of(&data),
         size: data.len(),
         allocated: data.blocks() * 512,
         format: layer.format.clone(),
@@ -186,15 +185,30 @@ fn backing(path: &Path, header: &Header) -> Option<Layer> {
     Some(Layer { path: below, format: header.backing_format.clone().unwrap_or_default() })
 }
 
-/// Owner, group and mode of the base, so that the same QEMU that opens the base can open the overlay.
+/// What the base has, so that the same QEMU that opens the base can open the overlay.
 fn like_base(overlay: &Path, base: &Path) -> HvResult<()> {
-    let wanted = std::fs::metadata(base).map_err(|e| io("look at", base, &e))?;
-    let found = std::fs::metadata(overlay).map_err(|e| io("look at", overlay, &e))?;
-    if (found.uid(), found.gid()) != (wanted.uid(), wanted.gid()) {
-        std::os::unix::fs::chown(overlay, Some(wanted.uid()), Some(wanted.gid()))
-            .map_err(|e| io("change the owner of", overlay, &e))?;
+    let overlay = open::just_made(overlay).map_err(|e| io("open", overlay, &e))?;
+    let model = open::to_read(base, OFlags::empty()).map_err(|e| io("open", base, &e))?;
+    rights::like(&overlay, &model).map_err(|e| {
+        let trouble = match e {
+            RightsError::Look(_) => Trouble::Io,
+            RightsError::Owner { .. } => Trouble::OwnerRefused,
+            RightsError::Mode { .. } | RightsError::List(_) => Trouble::ModeRefused,
+        };
+        HvError::new(trouble, format!("it must have the rights of {}: {e}", base.display()))
+    })
+}
+
+/// Only to the very file that the overlay was made for: whoever owns the folder may have put another name there.
+fn give_back(base: &Path, id: FileId, overlay: &Path) -> Result<(), RightsError> {
+    let file = open::to_read(base, OFlags::empty()).map_err(RightsError::Look)?;
+    let data = file.metadata().map_err(RightsError::Look)?;
+    if !data.is_file() || FileId::of(&data) != id {
+        return Err(RightsError::Look(std::io::Error::other("it is not the file of the backup")));
     }
-    std::fs::set_permissions(overlay, wanted.permissions()).map_err(|e| io("change the mode of", overlay, &e))
+    let overlay = open::to_read(overlay, OFlags::NOFOLLOW).map_err(RightsError::Look)?;
+    rights::owned_like(&file, &overlay)?;
+    file.sync_all().map_err(RightsError::Look)
 }
 
 #[async_trait]
@@ -228,7 +242,7 @@ impl Storage for LocalStorage {
             match path.symlink_metadata() {
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
                 Err(e) => return Err(io("look at", &path, &e)),
-                Ok(data) if (data.dev(), data.ino()) != (id.dev, id.ino) => return Ok(false),
+                Ok(data) if FileId::of(&data) != id => return Ok(false),
                 Ok(_) => {}
             }
             std::fs::remove_file(&path).map_err(|e| io("remove", &path, &e))?;
@@ -257,6 +271,27 @@ impl Storage for LocalStorage {
         .await
     }
 
+    async fn give_back(&self, base: &Path, id: FileId, overlay: &Path) {
+        let (base, overlay) = (base.to_owned(), overlay.to_owned());
+        let given = move || {
+            if let Err(error) = give_back(&base, id, &overlay) {
+                tracing::warn!(base = %base.display(), %error, "the image may keep another owner");
+            }
+        };
+        let _ = crate::blocking::run(given).await;
+    }
+
+    async fn add_bitmaps(&self, overlay: &Path, bitmaps: &[Bitmap]) -> HvResult<()> {
+        let (overlay, bitmaps, qemu) = (overlay.to_owned(), bitmaps.to_vec(), self.qemu_img.clone());
+        blocking(move || {
+            for bitmap in &bitmaps {
+                qemu.add_bitmap(&overlay, &bitmap.name, bitmap.granularity).map_err(|e| qemu_img(&e))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn space(&self, path: &Path) -> HvResult<Space> {
         let path = path.to_owned();
         blocking(move || {
@@ -280,6 +315,44 @@ impl Storage for LocalStorage {
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_owner_is_given_back_to_the_very_file_and_to_nothing_that_took_its_name() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIPPED: only root gives files away");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let [base, overlay, other] = ["base", "overlay", "other"].map(|name| folder.path().join(name));
+        for path in [&base, &overlay, &other] {
+            std::fs::write(path, b"x").unwrap();
+        }
+        std::os::unix::fs::chown(&overlay, Some(77), Some(78)).unwrap();
+        let data = |path: &Path| std::fs::metadata(path).unwrap();
+        let id = FileId::of(&data(&base));
+        let aside = folder.path().join("aside");
+        std::fs::rename(&base, &aside).unwrap();
+        std::os::unix::fs::symlink(&other, &base).unwrap();
+        give_back(&base, id, &overlay).unwrap_err();
+        assert_eq!(data(&other).uid(), 0, "what the name leads to now is left alone");
+        std::fs::rename(&aside, &base).unwrap();
+        give_back(&base, id, &overlay).unwrap();
+        assert_eq!((data(&base).uid(), data(&base).gid()), (77, 78));
+    }
+
+    #[test]
+    fn a_file_that_somebody_put_in_an_overlays_place_gets_no_rights() {
+        let folder = tempfile::tempdir().unwrap();
+        let [base, overlay, secret] = ["base", "overlay", "secret"].map(|name| folder.path().join(name));
+        std::fs::write(&base, b"x").unwrap();
+        std::fs::write(&secret, b"x").unwrap();
+        std::os::unix::fs::symlink(&secret, &overlay).unwrap();
+        assert!(like_base(&overlay, &base).is_err(), "a link");
+        std::fs::remove_file(&overlay).unwrap();
+        std::fs::hard_link(&secret, &overlay).unwrap();
+        assert!(like_base(&overlay, &base).is_err(), "another name of a file");
+        std::fs::remove_file(&secret).unwrap();
+        like_base(&overlay, &base).unwrap();
+    }
+
     fn layer(path: PathBuf, format: &str) -> Layer {
         Layer { path, format: format.to_owned() }
     }
@@ -299,9 +372,15 @@ mod tests {
     }
 
     fn qemu_io(path: &Path, command: &str) {
+        qemu_io_as("qcow2", path, command);
+    }
+
+    fn qemu_io_as(format: &str, path: &Path, command: &str) {
         let done =
-            std::process::Command::new("qemu-io").args(["-f", "qcow2", "-c", command]).arg(path).output();
-        assert!(done.unwrap().status.success());
+            std::process::Command::new("qemu-io").args(["-f", format, "-c", command]).arg(path).output();
+        let done = done.unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && !said.contains("failed"), "{command}: {said}");
     }
 
     #[tokio::test]
@@ -318,6 +397,11 @@ mod tests {
             storage.commit_offline(&overlay, &base, &CancellationToken::new()).await.unwrap();
             let image = storage.inspect(&base).await.unwrap().unwrap();
             assert!(image.allocated >= 64 << 10);
+            // Done again, it takes nothing back that somebody has written to the base since.
+            assert!(storage.inspect(&overlay).await.unwrap().unwrap().empty);
+            qemu_io_as(base_format, &base.path, "write -P 9 700M 64k");
+            storage.commit_offline(&overlay, &base, &CancellationToken::new()).await.unwrap();
+            qemu_io_as(base_format, &base.path, "read -P 9 700M 64k");
         }
     }
 

@@ -21,6 +21,12 @@ pub enum Hold {
     /// Its QEMU was started by us and stands before the first instruction that is new to it. Not to be taken back by
     /// anybody but the job that started it: only the job knows whether this guest is to run at all.
     Begun,
+    /// It was loaded from its saved state by us and has not run since. Only in the live definition of the process that
+    /// was loaded, where it comes with the state itself.
+    Reloaded,
+    /// No hold but its end: the saved state was let run, or is about to be, and is never loaded again. Only in the
+    /// persistent definition, durably, written before the guest's first instruction.
+    Resumed,
 }
 
 /// The note.

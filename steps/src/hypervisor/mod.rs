@@ -18,9 +18,12 @@
 
 mod definition;
 mod error;
+#[cfg(feature = "simulation")]
+pub mod fake;
 mod local;
 mod marker;
 mod observation;
+mod standstill;
 mod storage;
 
 use std::collections::BTreeMap;
@@ -28,7 +31,9 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-pub use definition::{Backing, Definition, Devices, DiskDef, DiskDevice, DiskSource, Layer};
+pub use definition::{
+    Backing, Definition, Devices, DiskDef, DiskDevice, DiskSource, Layer, NvramDef, TpmDef, TpmKind,
+};
 pub use error::{HvError, HvResult, Trouble};
 pub use local::LocalStorage;
 pub use marker::{Hold, Marker, NAMESPACE as MARKER_NAMESPACE};
@@ -36,7 +41,8 @@ pub use observation::{
     BlockJob, BlockJobKind, Control, DomainId, DomainJob, DomainRef, FreezeState, Mirror, Observation,
     PauseReason, Qemu, QemuDisk, RunState, Target,
 };
-pub use storage::{FileId, Image, OverlaySpec, Space, Storage};
+pub use standstill::{InHand, Standstills};
+pub use storage::{Bitmap, FileId, Image, OverlaySpec, Space, Storage};
 
 /// Which definitions a change is made to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +110,34 @@ pub struct NewIdentity {
     pub links_down: bool,
     /// It takes the place of the very domain that the definition was of: nothing but name, UUID and disks changes.
     pub same: bool,
+    /// The file of its firmware variables. Nothing: the definition's own element goes, and libvirt makes a file from its
+    /// template if the firmware wants one.
+    pub nvram: Option<PathBuf>,
+}
+
+/// Folders of libvirt's own, in which it keeps what no definition names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnFolders {
+    /// Firmware variables: `NAME_VARS.fd`.
+    pub nvram: PathBuf,
+    /// A folder of TPM state per UUID.
+    pub tpm: PathBuf,
+    /// Managed save images: `NAME.save`.
+    pub save: PathBuf,
+}
+
+impl OwnFolders {
+    /// The file of a domain's variables. Where the definition leaves it to libvirt, it makes this one at the first start.
+    #[must_use]
+    pub fn variables(&self, nvram: &NvramDef, domain: &str) -> PathBuf {
+        nvram.file.clone().unwrap_or_else(|| self.nvram.join(format!("{domain}_VARS.fd")))
+    }
+
+    /// The folder of the state of a domain's TPM.
+    #[must_use]
+    pub fn tpm(&self, domain: &DomainId) -> PathBuf {
+        self.tpm.join(domain.to_string())
+    }
 }
 
 /// libvirt and QEMU.
@@ -111,6 +145,9 @@ pub struct NewIdentity {
 pub trait Hypervisor: Send + Sync + 'static {
     /// Names of the instances that execute our calls: `boot`, `libvirtd` (process and its start), versions. Cheap.
     async fn environment(&self) -> HvResult<BTreeMap<String, String>>;
+
+    /// The folders in which libvirt keeps what no definition names.
+    async fn own_folders(&self) -> HvResult<OwnFolders>;
 
     /// All domains, running or not.
     async fn domains(&self) -> HvResult<Vec<DomainRef>>;
@@ -121,6 +158,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Everything there is to see of a domain: its state, both definitions, QEMU's graph and block jobs. The parts are
     /// read one after the other; [`Observation::qemu`] is read last. `TimedOut` when QEMU does not answer.
     async fn observe(&self, domain: &DomainId) -> HvResult<Observation>;
+
+    /// The same from outside, for domains that a job only wants to leave alone: of [`Observation::qemu`] no more is told
+    /// than the process and the files that it has open, and QEMU is not asked where that can be helped.
+    async fn observe_from_outside(&self, domain: &DomainId) -> HvResult<Observation> {
+        self.observe(domain).await
+    }
 
     /// Our own note: the live definition's if it runs, else the persistent one's. Answers at once, also while QEMU is
     /// stuck, where the hypervisor can; this way it asks for everything.
@@ -173,6 +216,40 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`Hypervisor::abort_domain_job`]: nothing has changed then, and the memory file is gone.
     async fn take(&self, domain: &DomainId, take: &Take) -> HvResult<()>;
 
+    /// Saves the guest's state to a file, which must not exist, and ends its QEMU. Whether the file is whole, and makes it
+    /// durable, is for the caller to see. A save that fails leaves the guest running, and no file.
+    /// [`Trouble::Cancelled`] after [`Hypervisor::abort_domain_job`].
+    async fn save(&self, domain: &DomainId, file: &Path) -> HvResult<()> {
+        let _ = (domain, file);
+        Err(HvError::new(Trouble::Unsupported, "this hypervisor cannot save a guest"))
+    }
+
+    /// Writes the marker into the *persistent* definition only, durably: what a later start, or a daemon without its
+    /// journal, must know.
+    async fn note(&self, domain: &DomainId, marker: &Marker) -> HvResult<()> {
+        let _ = (domain, marker);
+        Err(HvError::new(Trouble::Unsupported, "this hypervisor cannot take notes"))
+    }
+
+    /// The definition in a saved state, made fit to be loaded again: these disks name these files and have their chains
+    /// read from the images (a saved definition ends each chain by force, and the guest would read zeroes), and it
+    /// bears this marker.
+    fn reloaded_definition(&self, xml: &str, disks: &[(Target, Layer)], marker: &Marker) -> HvResult<String> {
+        let _ = (xml, disks, marker);
+        Err(HvError::new(Trouble::Unsupported, "this hypervisor cannot load a state"))
+    }
+
+    /// The persistent bitmaps in which QEMU records changes of the image that it writes to under this path.
+    async fn bitmaps(&self, domain: &DomainId, image: &Path) -> HvResult<Vec<Bitmap>> {
+        let _ = (domain, image);
+        Ok(Vec::new())
+    }
+
+    /// Whose hand is on which guest, where more than one of this process may let it run or stand still.
+    fn standstills(&self) -> Option<&Standstills> {
+        None
+    }
+
     /// Stops the guest's processors. Ends with the guest.
     async fn suspend(&self, domain: &DomainId) -> HvResult<()>;
 
@@ -218,8 +295,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// definition is never replaced.
     async fn define_new(&self, xml: &str) -> HvResult<DomainRef>;
 
-    /// Removes a definition. `Ok` if there is none. Refused while the domain runs, or has a managed save image,
-    /// snapshots or checkpoints: those are more than this program made.
+    /// Removes a definition, and nothing but it: a file of firmware variables stays. `Ok` if there is none. Refused while
+    /// the domain runs, or has a managed save image, snapshots or checkpoints: those are more than this program made.
     async fn undefine(&self, domain: &DomainId) -> HvResult<()>;
 
     /// Starts a domain from its persistent definition. `Ok` if it runs already.
@@ -227,6 +304,9 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Starts a domain from a memory image with this definition in place of the stored one.
     async fn start_from_memory(&self, image: &Path, xml: &str, paused: bool) -> HvResult<()>;
+
+    /// Lets a domain start with the host, or not any more; durably.
+    async fn set_autostart(&self, domain: &DomainId, on: bool) -> HvResult<()>;
 
     /// Ends QEMU at once, as pulling the plug does. `Ok` if the domain is off.
     async fn destroy(&self, domain: &DomainId) -> HvResult<()>;

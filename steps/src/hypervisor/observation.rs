@@ -101,6 +101,14 @@ pub struct Observation {
     pub persistent_marker: Option<Marker>,
     /// libvirt's managed save image exists.
     pub managed_save: bool,
+    /// Whether it is off because its memory was saved, into whatever file: nothing if it is not off, or if that is not
+    /// known (any more). Stays so when that file is removed.
+    pub saved: Option<bool>,
+    /// It is off because its QEMU ended by itself: nobody destroyed it, and its guest did not shut down. False also if that
+    /// is not known (any more).
+    pub crashed: bool,
+    /// It starts with the host.
+    pub autostart: bool,
     /// Names of libvirt's snapshots, each with whether any part of it is in a file outside the disks.
     pub snapshots: Vec<(String, bool)>,
     /// Names of libvirt's checkpoints.

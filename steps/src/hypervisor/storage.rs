@@ -1,5 +1,6 @@
 //! The images beside the guest's own.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::definition::Layer;
-use super::error::HvResult;
+use super::error::{HvError, HvResult, Trouble};
 
 /// Which file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,6 +17,14 @@ pub struct FileId {
     pub dev: u64,
     /// Inode number.
     pub ino: u64,
+}
+
+impl FileId {
+    /// Of a file that the kernel tells of.
+    #[must_use]
+    pub fn of(data: &std::fs::Metadata) -> Self {
+        Self { dev: data.dev(), ino: data.ino() }
+    }
 }
 
 /// An image file.
@@ -39,6 +48,15 @@ pub struct Image {
     pub backing: Option<Layer>,
     /// Whether it holds no data of its own, so that it reads as its backing image does. Always false for raw.
     pub empty: bool,
+}
+
+/// A bitmap that records which parts of a disk the guest changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bitmap {
+    /// Its name; libvirt gives it that of the checkpoint.
+    pub name: String,
+    /// Bytes that one bit stands for.
+    pub granularity: u64,
 }
 
 /// An overlay to be made.
@@ -88,6 +106,21 @@ pub trait Storage: Send + Sync + 'static {
         base: &Layer,
         give_way: &CancellationToken,
     ) -> HvResult<()>;
+
+    /// Gives a base the owner that its overlay has: the base of a guest that ended on its overlay still belongs to QEMU's
+    /// user, since libvirt remembers the owner of the top image only, and the overlay was made for the same owner. What
+    /// was committed counts more: this does not fail.
+    /// Nothing is done to what is not that base, or is no file.
+    async fn give_back(&self, _base: &Path, _id: FileId, _overlay: &Path) {}
+
+    /// Adds empty persistent bitmaps to an overlay that nobody has open, durably. A guest that is started anew on the
+    /// overlay goes on recording in them what its checkpoints need.
+    async fn add_bitmaps(&self, overlay: &Path, bitmaps: &[Bitmap]) -> HvResult<()> {
+        if bitmaps.is_empty() {
+            return Ok(());
+        }
+        Err(HvError::new(Trouble::Unsupported, format!("{} cannot hold bitmaps here", overlay.display())))
+    }
 
     /// The room on the file system of a folder or file.
     async fn space(&self, path: &Path) -> HvResult<Space>;

@@ -18,6 +18,7 @@
 
 use super::copy::{CopyError, Identity, SourceFile};
 use super::qcow2::{Format, Header, Qcow2Error, looks_like_qcow2};
+use super::rights::Rights;
 use super::root::Component;
 use super::space::data_bytes;
 use serde::{Deserialize, Serialize};
@@ -104,12 +105,18 @@ pub struct Element {
     pub data_bytes: u64,
     /// Its header, if it has one.
     pub header: Option<Header>,
+    /// Whose it is when no guest uses it; nothing if that cannot be told.
+    pub rights: Option<Rights>,
 }
 
 impl Element {
     /// Looks at one file. `format` is taken for granted.
     pub fn read(path: &Path, format: Format) -> Result<Self, ChainError> {
-        let file = SourceFile::open(path)?;
+        // A format of its own on a device would need to be read otherwise than as a file; raw bytes are raw bytes.
+        let file = match format {
+            Format::Raw => SourceFile::open_raw(path)?,
+            Format::Qcow2 => SourceFile::open(path)?,
+        };
         let identity = file.identity();
         let header = match format {
             Format::Raw => None,
@@ -131,7 +138,8 @@ impl Element {
             Some(header) => header.virtual_size,
             None => identity.size.next_multiple_of(512),
         };
-        Ok(Self { path: path.to_owned(), format, identity, virtual_size, data_bytes, header })
+        let rights = Rights::at_rest(path).ok();
+        Ok(Self { path: path.to_owned(), format, identity, virtual_size, data_bytes, header, rights })
     }
 }
 
@@ -247,6 +255,9 @@ pub struct FileToCopy {
     pub virtual_size: u64,
     /// Bytes that the copy will write, as of now.
     pub data_bytes: u64,
+    /// Whose it is at rest. Seen before the snapshot, which takes libvirt's note of it away from the base for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rights: Option<Rights>,
 }
 
 /// Gives every file of several disks' chains a name in one folder. A file that several chains share comes once.
@@ -281,6 +292,7 @@ pub fn lay_out<'a>(
                         backing: None,
                         virtual_size: element.virtual_size,
                         data_bytes: element.data_bytes,
+                        rights: element.rights.clone(),
                     });
                     files.len() - 1
                 }

@@ -8,10 +8,14 @@
 //! - a [`copy::ResumeToken`] exists only for bytes that are already durable in the copy;
 //! - every hash is plain BLAKE3 over the whole logical content of a published file, as `b3sum FILE` prints it.
 
+pub mod accounts;
 pub mod chain;
 pub mod copy;
+pub mod device;
 pub mod name;
+pub mod open;
 pub mod qcow2;
 pub mod qemu_img;
+pub mod rights;
 pub mod root;
 pub mod space;

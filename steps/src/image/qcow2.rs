@@ -151,9 +151,12 @@ impl Header {
         if version == 3 {
             incompatible = be64(bytes, 72)?;
             len = be32(bytes, 100)? as usize;
-            if len < V3_LEN || len > bytes.len() || !len.is_multiple_of(8) {
+            if len < V3_LEN || !len.is_multiple_of(8) {
                 return Err(Qcow2Error::Damaged("its length"));
             }
+        }
+        if len > bytes.len() {
+            return Err(Qcow2Error::Damaged("its length"));
         }
         let (name_at, name_len) = (be64(bytes, 8)?, be32(bytes, 16)? as usize);
         let mut end = bytes.len();

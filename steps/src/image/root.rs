@@ -24,6 +24,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component as Part, Path, PathBuf};
 
+use crate::blocking::touch;
+
 /// Why a place could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -202,6 +204,7 @@ pub struct Folder {
 
 const FOLDER_MODE: Mode = Mode::RWXU;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+const MODE_BITS: Mode = Mode::from_raw_mode(0o7777);
 /// How often a lookup that lost a race with a rename elsewhere (`EAGAIN`) is tried again.
 const LOOKUPS: usize = 16;
 
@@ -268,7 +271,8 @@ impl Folder {
 
     /// Makes a folder in this one; it must not exist. The new name is durable on return.
     pub fn create_folder(&self, name: &Component) -> Result<Self, RootError> {
-        rustix::fs::mkdirat(&self.fd, name.as_str(), FOLDER_MODE)
+        touch("make a folder")
+            .and_then(|()| rustix::fs::mkdirat(&self.fd, name.as_str(), FOLDER_MODE))
             .map_err(|e| RootError::from_errno("create", self.path_of(name), e))?;
         self.sync()?;
         self.open_folder(&RelPath::from(name.clone()))
@@ -289,10 +293,16 @@ impl Folder {
     /// Makes a file for reading and writing; nothing with that name may exist. Its name is durable only after [`Self::sync`].
     pub fn create_file(&self, name: &Component) -> Result<File, RootError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        touch("create a file").map_err(|e| RootError::from_errno("create", self.path_of(name), e))?;
         let fd = self.open_beneath("create", name.as_str(), flags, FILE_MODE)?;
         // The umask may have taken bits away, never added any; what is left out here would surprise on a restore.
-        rustix::fs::fchmod(&fd, FILE_MODE)
-            .map_err(|e| RootError::from_errno("set the mode of", self.path_of(name), e))?;
+        let act = "set the mode of";
+        let stat = rustix::fs::fstat(&fd).map_err(|e| RootError::from_errno(act, self.path_of(name), e))?;
+        // Not asked for where there is nothing to do: some file systems know no modes and refuse.
+        if Mode::from_raw_mode(stat.st_mode) & MODE_BITS != FILE_MODE {
+            rustix::fs::fchmod(&fd, FILE_MODE)
+                .map_err(|e| RootError::from_errno(act, self.path_of(name), e))?;
+        }
         Ok(File::from(fd))
     }
 
@@ -344,7 +354,7 @@ impl Folder {
     }
 
     fn unlink(&self, name: &Component, flags: AtFlags) -> Result<bool, RootError> {
-        match rustix::fs::unlinkat(&self.fd, name.as_str(), flags) {
+        match touch("remove").and_then(|()| rustix::fs::unlinkat(&self.fd, name.as_str(), flags)) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(RootError::from_errno("remove", self.path_of(name), e)),
@@ -353,7 +363,8 @@ impl Folder {
 
     /// Renames within this folder, replacing a file of the new name. Durable after [`Self::sync`].
     pub fn replace(&self, from: &Component, to: &Component) -> Result<(), RootError> {
-        rustix::fs::renameat(&self.fd, from.as_str(), &self.fd, to.as_str())
+        touch("rename")
+            .and_then(|()| rustix::fs::renameat(&self.fd, from.as_str(), &self.fd, to.as_str()))
             .map_err(|e| RootError::from_errno("rename", self.path_of(from), e))
     }
 
@@ -361,7 +372,9 @@ impl Folder {
     pub fn rename(&self, from: &Component, to: &Component) -> Result<(), RootError> {
         let plain = RenameFlags::NOREPLACE;
         let path = self.path_of(to);
-        match rustix::fs::renameat_with(&self.fd, from.as_str(), &self.fd, to.as_str(), plain) {
+        let renamed = touch("rename")
+            .and_then(|()| rustix::fs::renameat_with(&self.fd, from.as_str(), &self.fd, to.as_str(), plain));
+        match renamed {
             Ok(()) => Ok(()),
             // Some network file systems know no flags. Names of ours are unique, so a look beforehand is enough there.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match self.stat(to)? {
@@ -375,7 +388,9 @@ impl Folder {
 
     /// Makes names in this folder durable.
     pub fn sync(&self) -> Result<(), RootError> {
-        rustix::fs::fsync(&self.fd).map_err(|e| RootError::from_errno("sync", self.path.clone(), e))
+        touch("sync a folder")
+            .and_then(|()| rustix::fs::fsync(&self.fd))
+            .map_err(|e| RootError::from_errno("sync", self.path.clone(), e))
     }
 
     /// Room on the file system of this folder.
@@ -385,6 +400,20 @@ impl Folder {
             path: self.path.clone(),
             source,
         })
+    }
+
+    /// Every name in this folder, sorted, for people: `.` and `..` left out, bytes that are not UTF-8 replaced.
+    pub fn names(&self) -> Result<Vec<String>, RootError> {
+        let fail = |e| RootError::from_errno("list", self.path.clone(), e);
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&self.fd).map_err(fail)? {
+            let name = entry.map_err(fail)?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                found.push(name);
+            }
+        }
+        found.sort();
+        Ok(found)
     }
 
     /// Names and kinds in this folder, sorted; `.` and `..` left out. Names that are not UTF-8 are never ours and are

@@ -72,9 +72,14 @@ impl LowWater {
 
 /// Bytes that a sparse copy of the file will write: its data extents, holes left out.
 ///
-/// Not `st_blocks`: on file systems that compress, that is less than the copy takes elsewhere.
+/// Not `st_blocks`: on file systems that compress, that is less than the copy takes elsewhere. A block device counts whole:
+/// it does not tell its holes.
 pub fn data_bytes(file: impl AsFd) -> std::io::Result<u64> {
-    let size = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
+    let stat = rustix::fs::fstat(&file)?;
+    if super::device::is(&stat) {
+        return Ok(rustix::fs::seek(&file, SeekFrom::End(0))?);
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
     let (mut at, mut sum) = (0, 0);
     while at < size {
         let start = match rustix::fs::seek(&file, SeekFrom::Data(at)) {

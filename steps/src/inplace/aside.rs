@@ -6,7 +6,7 @@
 //! other disks, and may come back only when it names the old ones again. A managed save image comes back only if its
 //! disks were not written to since, and nobody runs: otherwise it is worth nothing, and dangerous.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -15,15 +15,17 @@ use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, StepName, Verdict};
 
 use super::kept::{
-    DEFINITION, Kept, KeptDisk, MANAGED_SAVE, RECORD, Was, blocking, checkpoint_name, fixed, moved_on, read,
-    write,
+    DEFINITION, Kept, KeptDisk, KeptState, KeptVariables, MANAGED_SAVE, RECORD, Was, blocking,
+    checkpoint_name, fixed, moved_on, read, write,
 };
 use super::rest::RestDomain;
 use crate::codes;
 use crate::hypervisor::{DomainRef, HvError, RunState, Trouble};
 use crate::image::copy::Identity;
-use crate::image::root::RootError;
+use crate::image::root::{Component, Folder, RootError};
+use crate::manifest::folder::TPM_PREFIX;
 use crate::snapshot::{Places, World, cannot_look, fence, on_the_way_back};
+use crate::tpm;
 
 /// Sets a machine aside.
 #[derive(Debug)]
@@ -47,6 +49,12 @@ pub struct AsideInput {
     pub disks: Vec<KeptDisk>,
     /// The step that brought it to rest.
     pub rest: StepName,
+    /// Its firmware variables; as of when is found out now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variables: Option<KeptVariables>,
+    /// The folder of its TPM, if the state of that is exchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<PathBuf>,
 }
 
 /// The note before libvirt is told to forget.
@@ -113,20 +121,20 @@ impl SetAside {
     ) -> Result<Kept, Fault> {
         let rest = cx.outputs.of::<RestDomain>(&input.rest)?;
         let (job, kept) = (cx.job, input.kept.clone());
-        let AsideInput { domain, because, mut disks, .. } = input;
+        let AsideInput { domain, because, mut disks, mut variables, tpm, .. } = input;
         let code = codes::CANNOT_SAVE_XML;
         blocking(&self.places, code, "write down what is kept aside", &kept.clone(), move |places| {
             let folder = places.roots.open_folder(&kept)?;
             let definition = read(&folder, &fixed(DEFINITION))?;
             for disk in &mut disks {
-                disk.identity = Identity::at(&disk.path).map_err(|source| RootError::Io {
-                    act: "look at",
-                    path: disk.path.clone(),
-                    source,
-                })?;
+                disk.identity = as_of(&disk.path)?;
             }
+            if let Some(variables) = &mut variables {
+                variables.identity = as_of(&variables.path)?;
+            }
+            let tpm = tpm.map(|from| keep_tpm(&folder, &from)).transpose()?;
             let record = Kept {
-                version: Kept::VERSION,
+                version: Kept::needed_version(variables.as_ref(), tpm.as_ref()),
                 job,
                 at: Timestamp::now(),
                 domain,
@@ -137,12 +145,36 @@ impl SetAside {
                 memory: rest.is_some_and(|rest| rest.memory),
                 managed_save,
                 checkpoints,
+                variables,
+                tpm,
             };
             record.store(&folder)?;
             Ok(record)
         })
         .await
     }
+}
+
+fn as_of(path: &Path) -> Result<Identity, RootError> {
+    Identity::at(path).map_err(|source| RootError::Io { act: "look at", path: path.to_owned(), source })
+}
+
+/// Copies the state of a TPM beside the record.
+fn keep_tpm(folder: &Folder, from: &Path) -> Result<Vec<KeptState>, RootError> {
+    let unreadable = |e: tpm::TpmError| match e {
+        tpm::TpmError::Place(e) => e,
+        tpm::TpmError::File { path, cause } => {
+            RootError::Io { act: "read", path, source: std::io::Error::other(cause) }
+        }
+    };
+    let mut kept = Vec::new();
+    for state in tpm::read(from).map_err(unreadable)? {
+        let file = Component::literal(format!("{TPM_PREFIX}{}.{}", state.below, state.name));
+        write(folder, &file, &state.bytes)?;
+        let path = format!("{}/{}", state.below, state.name);
+        kept.push(KeptState { file, path, blake3: blake3::hash(&state.bytes).into() });
+    }
+    Ok(kept)
 }
 
 #[async_trait]
@@ -158,7 +190,7 @@ impl Step for SetAside {
         let taken =
             taken.map_err(|e| e.fault(codes::CANNOT_SAVE_MACHINE_STATE, DOING, &input.domain.name))?;
         // Taken by an attempt that was cut off: libvirt has none any more, and the file is here.
-        let managed_save = taken || tokio::fs::try_exists(&managed).await.unwrap_or(false);
+        let managed_save = taken || there(&managed).await.unwrap_or(false);
         let checkpoints = self.checkpoints(cx, &input).await?;
         must_be_off(&self.world, &input.domain, DOING).await?;
         self.record(cx, input, managed_save, checkpoints).await
@@ -197,7 +229,7 @@ async fn give_back(
     world: &World,
     places: &Places,
     domain: &DomainRef,
-    kept: &std::path::Path,
+    kept: &Path,
     disks: Vec<PathBuf>,
 ) -> Result<(), Fault> {
     let doing = "give libvirt back what it knew of the old machine";
@@ -291,7 +323,7 @@ impl Step for BringBack {
             Err(e) => return Err(fault(e)),
         }
         let managed = input.kept.join(MANAGED_SAVE);
-        if tokio::fs::try_exists(&managed).await.unwrap_or(false) {
+        if there(&managed).await.unwrap_or(false) {
             hypervisor.take_managed_save(&input.domain.id, &managed).await.map_err(fault)?;
         }
         hypervisor.forget_checkpoints(&input.domain.id).await.map_err(fault)
@@ -305,6 +337,11 @@ impl Step for BringBack {
             Err(e) => cannot_look(&e),
         }
     }
+}
+
+async fn there(path: &std::path::Path) -> std::io::Result<bool> {
+    let path = path.to_owned();
+    crate::blocking::io(move || path.try_exists()).await
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl BeginMachine {
                 path.map(|path| format!("{} was written to since it was restored", path.display()))
             }),
         };
-        match tokio::task::spawn_blocking(check).await {
+        match crate::blocking::run(check).await {
             Ok(Ok(None)) => Ok(path),
             Ok(Ok(Some(cause))) => {
                 Err(Fault::permanent(codes::CANNOT_RESTORE_MACHINE, doing, name, cause).remedy(GO_COLD))
@@ -214,13 +214,8 @@ impl Step for BeginMachine {
 
     async fn probe(&self, cx: &StepContext, input: BeginInput) -> Verdict<BeginOutput> {
         let id = &input.machine.domain.id;
-        if cx.still_running {
-            return Verdict::InFlight("the call has not returned".to_owned());
-        }
-        match fence::busy(&*self.0.hypervisor, id).await {
-            Ok(None) => {}
-            Ok(Some(what)) => return Verdict::InFlight(what),
-            Err(e) => return cannot_look(&e),
+        if let Some(verdict) = fence::under_way(&*self.0.hypervisor, id, cx.still_running).await {
+            return verdict;
         }
         let seen = match self.0.hypervisor.observe(id).await {
             Ok(seen) => seen,

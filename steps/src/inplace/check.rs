@@ -7,9 +7,12 @@ use vmkeep_workflow::{Code, Fault};
 
 use super::kept::{KeptDisk, Was};
 use super::rest::Rest;
+use super::state;
 use super::swap::{Machine, files};
 use crate::codes;
-use crate::hypervisor::{Definition, DiskSource, DomainId, DomainRef, Layer, Observation, Target, Trouble};
+use crate::hypervisor::{
+    Definition, DiskDef, DiskDevice, DiskSource, DomainId, DomainRef, Layer, Observation, Target, Trouble,
+};
 use crate::image::chain;
 use crate::image::copy::Identity;
 use crate::image::qcow2::Format;
@@ -112,10 +115,7 @@ pub(super) async fn present<'a>(
             return Err(mark::foreign(domain, marker));
         }
     }
-    if persistent.devices.nvram.is_some() || persistent.devices.tpm {
-        let cause = "it has UEFI variables or a TPM, whose state cannot yet be set aside";
-        return Err(refuse(codes::FIRMWARE_STATE_UNSUPPORTED, domain, cause));
-    }
+    state::within_reach(domain, persistent)?;
     if !seen.snapshots.is_empty() {
         let names: Vec<_> = seen.snapshots.iter().map(|(name, _)| name.as_str()).collect();
         let cause =
@@ -133,6 +133,7 @@ pub(super) async fn present<'a>(
         let cause = format!("it has {}", persistent.devices.unsaveable.join(", "));
         return Err(refuse(codes::MEMORY_UNSAVEABLE, domain, cause).remedy("Leave `--save-old` out"));
     }
+    memory_can_wait(seen, persistent, rest)?;
     if let Some(job) = seen.qemu.as_ref().and_then(|qemu| qemu.jobs.first()) {
         return Err(refuse(
             codes::DOMAIN_BUSY_ELSEWHERE,
@@ -148,6 +149,30 @@ pub(super) async fn present<'a>(
     }
 }
 
+/// Memory that is kept aside comes back only if no disk is younger than it. Of a disk that is not a file that cannot be told,
+/// and both machines write to it.
+fn memory_can_wait(seen: &Observation, definition: &Definition, rest: Rest) -> Result<(), Fault> {
+    let remedy = match (seen.state.is_active(), rest.save, seen.managed_save) {
+        (true, true, _) => "Leave `--save-old` out".to_owned(),
+        (false, _, true) => format!(
+            "Start it and shut it down, or give its memory up: virsh managedsave-remove {}",
+            seen.domain.id
+        ),
+        _ => return Ok(()),
+    };
+    let ageless = |disk: &&DiskDef| {
+        let written = disk.device == DiskDevice::Disk && !disk.read_only;
+        written && !matches!(disk.source, DiskSource::File(_) | DiskSource::Empty)
+    };
+    let Some(disk) = definition.disks.iter().find(ageless) else { return Ok(()) };
+    let cause = format!(
+        "disk {} is not a file and has no time of its last change: whether memory that was kept aside still fits it \
+         could not be told",
+        disk.target
+    );
+    Err(refuse(codes::MEMORY_UNSAVEABLE, &seen.domain, cause).remedy(remedy))
+}
+
 /// The disks of a machine that is about to be set aside. An image that is not there cannot be kept; that may be the very
 /// reason for a restore.
 pub(super) async fn disks(
@@ -155,7 +180,7 @@ pub(super) async fn disks(
     new: &[(Target, Layer)],
 ) -> Result<(Vec<KeptDisk>, Vec<String>), Fault> {
     let (old, new) = (machine.disks.clone(), new.to_vec());
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = crate::blocking::run(move || {
         let (mut found, mut notes) = (Vec::new(), Vec::new());
         for (target, layer) in old {
             let Ok(identity) = Identity::at(&layer.path) else {
@@ -235,8 +260,13 @@ pub(super) fn file_of<'a>(
     };
     match &disk.source {
         DiskSource::File(path) if files(definition).iter().any(|(t, _)| *t == target) => Ok(path),
-        _ => {
-            let cause = format!("its disk {target} is not an image file, and only such can be exchanged");
+        source => {
+            let what = match source {
+                DiskSource::Block(device) => format!("the block device {}", device.display()),
+                _ => "not an image file".to_owned(),
+            };
+            // What is kept aside is never overwritten, and a device has no second place.
+            let cause = format!("its disk {target} is {what}, and only image files can be exchanged");
             Err(refuse(codes::DISK_CANNOT_TAKE_PART, domain, cause)
                 .remedy("Leave it out with `--disks`, or restore beside the original with `--as`"))
         }

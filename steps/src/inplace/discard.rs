@@ -15,14 +15,14 @@ use vmkeep_workflow::{Class, Code, Fault, Plan, PlanContext, Step, StepContext, 
 use super::check;
 use super::kept::{self, Kept, blocking};
 use super::options::DiscardOptions;
-use super::plan::step;
 use super::swap::files;
 use super::workflow::{RestoreInPlace, misread};
 use crate::codes;
-use crate::hypervisor::{DomainRef, FileId, Observation, Trouble};
+use crate::hypervisor::{DomainRef, FileId, Observation, OwnFolders, Trouble};
 use crate::image::chain;
 use crate::image::copy::Identity;
 use crate::image::qcow2::Format;
+use crate::recipe::step;
 use crate::snapshot::{Places, World};
 
 /// The name of the workflow.
@@ -70,9 +70,13 @@ pub struct Discarded {
 }
 
 /// All files that a domain uses or would use.
-fn used_by(seen: &Observation) -> Vec<PathBuf> {
+fn used_by(seen: &Observation, own: Option<&OwnFolders>) -> Vec<PathBuf> {
     let definitions = [&seen.persistent, &seen.live].into_iter().flatten();
     let mut found: Vec<PathBuf> = Vec::new();
+    for nvram in definitions.clone().filter_map(|definition| definition.devices.nvram.as_ref()) {
+        let default = own.map(|own| own.variables(nvram, &seen.domain.name));
+        found.extend(nvram.file.clone().or(default));
+    }
     for (_, layer) in definitions.flat_map(files) {
         match Format::from_name(&layer.format).map(|format| chain::probe(&layer.path, format)) {
             Some(Ok(chain)) => found.extend(chain.into_iter().map(|element| element.path)),
@@ -99,12 +103,14 @@ async fn users(
     };
     let mut seen = Vec::new();
     for domain in world.hypervisor.domains().await.map_err(|e| look(e, "all domains"))? {
-        match world.hypervisor.observe(&domain.id).await {
+        match world.hypervisor.observe_from_outside(&domain.id).await {
             Ok(observation) => seen.push(observation),
             Err(e) if e.trouble == Trouble::NoSuchDomain => {}
             Err(e) => return Err(look(e, &domain.name)),
         }
     }
+    // Where that is not known a machine with such state cannot have been set aside.
+    let own = world.hypervisor.own_folders().await.ok();
     let (mine, restored, kept) = (mine.to_vec(), restored.to_owned(), kept.to_owned());
     blocking(places, codes::CANNOT_REMOVE_OLD_DISK_IMAGE, "see who uses it", &kept.clone(), move |places| {
         let is_mine = |path: &Path| {
@@ -115,12 +121,13 @@ async fn users(
         };
         let mut users = Vec::new();
         for observation in &seen {
-            if let Some(path) = used_by(observation).into_iter().find(|path| is_mine(path)) {
+            if let Some(path) = used_by(observation, own.as_ref()).into_iter().find(|path| is_mine(path)) {
                 users.push(format!("domain {} uses {}", observation.domain.name, path.display()));
             }
         }
         for other in kept::list(places, &restored).0.iter().filter(|other| other.folder != kept) {
             let of_other = other.kept.disks.iter().flat_map(|disk| disk.chain.iter().chain([&disk.path]));
+            let of_other = of_other.chain(other.kept.variables.iter().map(|variables| &variables.path));
             if let Some(path) = of_other.into_iter().find(|path| is_mine(path)) {
                 users.push(format!(
                     "{} belongs to what job {} keeps aside of {} as well",
@@ -149,7 +156,9 @@ fn split(kept: &Kept) -> (Vec<(PathBuf, FileId)>, Vec<PathBuf>) {
     stay.dedup();
     let mut go = Vec::new();
     for path in own {
-        let recorded = kept.disks.iter().find(|disk| disk.path == path).map(|disk| disk.identity);
+        let disks = kept.disks.iter().map(|disk| (&disk.path, disk.identity));
+        let variables = kept.variables.iter().map(|variables| (&variables.path, variables.identity));
+        let recorded = disks.chain(variables).find(|(of, _)| **of == path).map(|(_, identity)| identity);
         match (Identity::at(&path), recorded) {
             // Another file bears its name by now.
             (Ok(now), Some(then)) if !now.same_file(&then) => stay.push(path),
@@ -190,10 +199,33 @@ impl Step for Discard {
         Ok(Discarded { removed: input.files.into_iter().map(|(path, _)| path).collect(), stay: input.stay })
     }
 
-    /// Removing what is gone does no harm.
-    async fn probe(&self, cx: &StepContext, _: DiscardInput) -> Verdict<Discarded> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+    /// Removing what is gone does no harm. But what has begun to go is not kept any more, so the job may end otherwise only if
+    /// nothing is gone.
+    async fn probe(&self, cx: &StepContext, input: DiscardInput) -> Verdict<Discarded> {
+        if cx.still_running {
+            return Verdict::InFlight("it has not returned".to_owned());
+        }
+        let places = self.places.clone();
+        match crate::blocking::run(move || is_whole(&places, &input)).await {
+            Ok(Ok(true)) => Verdict::NotDone,
+            Ok(Ok(false)) => Verdict::Partial(serde_json::Value::from("a part is gone")),
+            Ok(Err(why)) => Verdict::Unknown(why),
+            Err(e) => Verdict::Unknown(e.to_string()),
+        }
     }
+}
+
+/// Whether everything that is to be removed is still there.
+fn is_whole(places: &Places, input: &DiscardInput) -> Result<bool, String> {
+    for (path, id) in &input.files {
+        match Identity::at(path) {
+            Ok(now) if (now.dev, now.ino) == (id.dev, id.ino) => {}
+            Ok(_) => return Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(format!("{}: {e}", path.display())),
+        }
+    }
+    kept::is_there(places, &input.kept).map_err(|e| e.to_string())
 }
 
 #[async_trait]
@@ -223,5 +255,41 @@ impl Workflow for RestoreDiscard {
         let title = format!("discard what job {} keeps aside of {}", options.job.short(), domain.name);
         Plan::new(NAME, VERSION, title, steps, Some("discard".into()), serde_json::Value::Null)
             .map_err(|e| Fault::permanent(Code::UNDEFINED, DOING, &domain.name, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::hypervisor::DomainId;
+    use crate::image::root::Roots;
+    use crate::inplace::kept::{DEFINITION, RECORD};
+
+    #[test]
+    fn what_has_begun_to_go_is_not_whole_any_more() {
+        let whole_without = |gone: Option<&str>| {
+            let dir = tempfile::tempdir().unwrap();
+            let (kept, image) = (dir.path().join("kept"), dir.path().join("image"));
+            std::fs::create_dir(&kept).unwrap();
+            for file in [kept.join(DEFINITION), kept.join(RECORD), image.clone()] {
+                std::fs::write(file, b"x").unwrap();
+            }
+            let is = Identity::at(&image).unwrap();
+            let domain = DomainRef { id: DomainId(uuid::Uuid::from_u128(1)), name: "web".to_owned() };
+            let files = vec![(image, FileId { dev: is.dev, ino: is.ino })];
+            let input = DiscardInput { domain, kept, files, stay: Vec::new() };
+            if let Some(gone) = gone {
+                std::fs::rename(dir.path().join(gone), dir.path().join("gone")).unwrap();
+            }
+            is_whole(&Places { roots: Arc::new(Roots::open([dir.path()]).unwrap()) }, &input)
+        };
+        assert_eq!(whole_without(None), Ok(true));
+        let record = format!("kept/{RECORD}");
+        let definition = format!("kept/{DEFINITION}");
+        for gone in ["image", definition.as_str(), record.as_str(), "kept"] {
+            assert_eq!(whole_without(Some(gone)), Ok(false), "{gone}");
+        }
     }
 }

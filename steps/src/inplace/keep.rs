@@ -108,3 +108,77 @@ impl Step for ForgetKept {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vmkeep_workflow::Code;
+
+    use super::*;
+    use crate::codes::assert_told;
+    use crate::image::root::Roots;
+    use crate::snapshot::tests::context;
+
+    struct Scene {
+        _dir: tempfile::TempDir,
+        places: Places,
+        kept: PathBuf,
+    }
+
+    fn scene() -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = dir.path().join("kept/job");
+        let places = Places { roots: Arc::new(Roots::open([dir.path()]).unwrap()) };
+        Scene { _dir: dir, places, kept }
+    }
+
+    impl Scene {
+        async fn keep(&self) -> Result<(), Fault> {
+            let input = KeepInput { kept: self.kept.clone(), definition: "<domain/>".to_owned() };
+            KeepAside(self.places.clone()).run(&context(1), input).await
+        }
+
+        async fn found(&self, code: Code) -> Fault {
+            let fault = kept::find(&self.places, &self.kept).await.unwrap_err();
+            assert_told(&fault, code, self.kept.to_str().unwrap());
+            fault
+        }
+    }
+
+    #[tokio::test]
+    async fn a_definition_that_cannot_be_kept_is_named_before_anything_is_exchanged() {
+        let scene = scene();
+        std::fs::create_dir_all(scene.kept.join(DEFINITION).join("in the way")).unwrap();
+        let fault = scene.keep().await.unwrap_err();
+        assert_told(&fault, codes::CANNOT_SAVE_XML, scene.kept.to_str().unwrap());
+        assert!(scene.kept.join(DEFINITION).is_dir());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_removed_of_what_was_kept_is_told_and_the_record_goes_last() {
+        let scene = scene();
+        scene.keep().await.unwrap();
+        std::fs::write(scene.kept.join(RECORD), "{}").unwrap();
+        std::fs::create_dir(scene.kept.join("stranger")).unwrap();
+        let fault = clear(&scene.places, scene.kept.clone()).await.unwrap_err();
+        assert_told(&fault, codes::NOT_ALL_FILES_DELETED_FROM_RETAIN_LOCATION, scene.kept.to_str().unwrap());
+        assert!(fault.cause.contains("stranger"), "{fault}");
+        assert!(scene.kept.join(RECORD).exists(), "it can be repeated");
+        std::fs::remove_dir(scene.kept.join("stranger")).unwrap();
+        clear(&scene.places, scene.kept.clone()).await.unwrap();
+        assert!(!scene.kept.exists());
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_is_not_kept_and_one_whose_record_is_damaged_are_told_apart() {
+        let scene = scene();
+        let fault = scene.found(codes::CANNOT_WORK_ON_UNDEFINED_OBJECT).await;
+        assert!(fault.remedy.contains("vmkeep status"), "{fault}");
+        scene.keep().await.unwrap();
+        std::fs::write(scene.kept.join(RECORD), "{ \"version\": 1, tor").unwrap();
+        let fault = scene.found(codes::CANNOT_READ_XML_FILE).await;
+        assert!(fault.cause.contains(RECORD), "{fault}");
+        assert!(scene.kept.join(RECORD).exists() && scene.kept.join(DEFINITION).exists(), "nothing is lost");
+    }
+}

@@ -13,11 +13,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::{Code, Fault, JobId};
 
+use crate::blocking::touch;
 use crate::codes;
 use crate::hypervisor::{DomainRef, RunState, Target};
 use crate::image::copy::Identity;
 use crate::image::root::{Component, Folder, RelPath, RootError};
-use crate::manifest::Digest;
+use crate::manifest::{Digest, tpm_place};
 use crate::snapshot::Places;
 use crate::snapshot::copy::place_fault;
 use crate::snapshot::memory::WHOLE;
@@ -74,6 +75,35 @@ pub struct KeptDisk {
     pub replaced: bool,
 }
 
+/// Firmware variables of a machine that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptVariables {
+    /// Their file.
+    pub path: PathBuf,
+    /// Which file that is, and as of when.
+    pub identity: Identity,
+    /// The machine that took this one's place has another file for them.
+    pub replaced: bool,
+}
+
+/// A file of the state of a TPM that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptState {
+    /// The file in the folder of what is kept.
+    pub file: Component,
+    /// Where it belongs in the folder of the domain's TPM: `tpm2/tpm2-00.permall`.
+    pub path: String,
+    /// The hash of its content.
+    pub blake3: Digest,
+}
+
+impl KeptState {
+    /// The folder and the name in the folder of the domain's TPM.
+    pub(super) fn place(&self) -> Option<(&str, &str)> {
+        tpm_place(&self.path)
+    }
+}
+
 /// The record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
@@ -99,10 +129,17 @@ pub struct Kept {
     pub managed_save: bool,
     /// Names of libvirt's checkpoints, parents before children.
     pub checkpoints: Vec<String>,
+    /// Its firmware variables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variables: Option<KeptVariables>,
+    /// The state of its TPM, where the other machine got another: none of its files if it had no state yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Vec<KeptState>>,
 }
 
-/// The version that this program writes, and the newest that it reads.
-const VERSION: u32 = 1;
+/// The newest version that this program reads. Since 2 a record knows of variables and TPM state; whoever does not must
+/// not bring such a machine back.
+const VERSION: u32 = 2;
 /// No record is longer.
 const LONGEST: u64 = 16 << 20;
 
@@ -131,8 +168,10 @@ pub(super) fn write(folder: &Folder, name: &Component, bytes: &[u8]) -> Result<(
         move |source| RootError::Io { act, path, source }
     };
     let mut file = folder.create_file(&aside)?;
-    file.write_all(bytes).map_err(io("write"))?;
-    file.sync_all().map_err(io("sync"))?;
+    let written = touch("write").map_err(std::io::Error::from).and_then(|()| file.write_all(bytes));
+    written.map_err(io("write"))?;
+    let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
+    synced.map_err(io("sync"))?;
     folder.replace(&aside, name)?;
     folder.sync()
 }
@@ -152,7 +191,8 @@ pub(super) fn read(folder: &Folder, name: &Component) -> Result<String, RootErro
 /// Removes all files of such a folder, the record last, and the folder itself. `Ok` if it is not there.
 pub(super) fn remove(places: &Places, folder: &Path) -> Result<(), RootError> {
     let open = match places.roots.open_folder(folder) {
-        Err(RootError::Missing { .. }) => return Ok(()),
+        // Whether that is durable an earlier attempt may not have learnt.
+        Err(RootError::Missing { .. }) => return sync_above(places, folder),
         open => open?,
     };
     let record = fixed(RECORD);
@@ -172,8 +212,27 @@ pub(super) fn remove(places: &Places, folder: &Path) -> Result<(), RootError> {
     above.sync()
 }
 
+fn sync_above(places: &Places, folder: &Path) -> Result<(), RootError> {
+    match folder.parent().map(|above| places.roots.open_folder(above)) {
+        None | Some(Err(RootError::Missing { .. })) => Ok(()),
+        Some(above) => above?.sync(),
+    }
+}
+
+/// Whether such a folder is there with its definition and its record.
+pub(super) fn is_there(places: &Places, folder: &Path) -> Result<bool, RootError> {
+    let open = match places.roots.open_folder(folder) {
+        Err(RootError::Missing { .. }) => return Ok(false),
+        open => open?,
+    };
+    Ok(open.stat(&fixed(DEFINITION))?.is_some() && open.stat(&fixed(RECORD))?.is_some())
+}
+
 impl Kept {
-    pub(super) const VERSION: u32 = VERSION;
+    /// The oldest version that says all that this record says.
+    pub(super) fn needed_version(variables: Option<&KeptVariables>, tpm: Option<&Vec<KeptState>>) -> u32 {
+        if variables.is_some() || tpm.is_some() { VERSION } else { 1 }
+    }
 
     /// Writes the record. From then on the machine is kept aside.
     pub(super) fn store(&self, folder: &Folder) -> Result<(), RootError> {
@@ -201,11 +260,12 @@ impl Kept {
         Ok(kept)
     }
 
-    /// Files of its disks that nothing else needs once it is discarded: images that were replaced, and what lies under
+    /// Files that nothing else needs once it is discarded: variables and images that were replaced, and what lies under
     /// them as far as a restore of ours has put it there. Templates of others are not ours to remove.
     #[must_use]
     pub fn own_files(&self) -> Vec<PathBuf> {
-        let mut found: Vec<PathBuf> = Vec::new();
+        let variables = self.variables.iter().filter(|variables| variables.replaced);
+        let mut found: Vec<PathBuf> = variables.map(|variables| variables.path.clone()).collect();
         for disk in self.disks.iter().filter(|disk| disk.replaced) {
             let below = disk.chain.iter().skip(1).filter(|path| restored_by(path).is_some());
             for path in std::iter::once(&disk.path).chain(below) {
@@ -312,7 +372,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Places) -> Result<T, RootError> + Send + 'static,
 ) -> Result<T, Fault> {
     let (places, object) = (places.clone(), object.display().to_string());
-    match tokio::task::spawn_blocking(move || work(&places)).await {
+    match crate::blocking::run(move || work(&places)).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => {
             let fault = place_fault(&e, code, doing, &object);
@@ -335,8 +395,7 @@ pub async fn find(places: &Places, folder: &Path) -> Result<Kept, Fault> {
     let doing = "find the machine that is kept aside";
     let object = folder.display().to_string();
     let (places, shown) = (places.clone(), object.clone());
-    let read =
-        tokio::task::spawn_blocking(move || places.roots.open_folder(&path).and_then(|f| Kept::load(&f)));
+    let read = crate::blocking::run(move || places.roots.open_folder(&path).and_then(|f| Kept::load(&f)));
     match read.await {
         Ok(Ok(kept)) => Ok(kept),
         Ok(Err(RootError::Missing { .. })) => {

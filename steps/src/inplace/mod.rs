@@ -6,7 +6,7 @@
 //! it was. The rows of these steps stand in `STEPS.md`.
 //!
 //! ```text
-//! mark ── keep ─┬─ image/FILE … ─┬─ rest ── aside ── swap ── [back] ── begin ── resume ── seen ── [forget] ── unmark
+//! mark ── keep ─┬─ image/FILE … ─┬─ rest ── aside ── swap ── [tpm] ── [back] ── begin ── resume ── seen ── [forget] ── unmark
 //!               └─ [memory] ─────┘                                              ║
 //!                                                                      point of no return
 //! ```
@@ -15,7 +15,8 @@
 //! |---|---|
 //! | [`options`], [`workflow`], [`undo`], `check`, `plan` | what is asked for, and the plan |
 //! | [`kept`] | a machine that is kept aside |
-//! | [`keep`], [`rest`], [`aside`], [`swap`], [`begin`], [`seen`] | the steps, with those of [`crate::restore`] |
+//! | `state` | what machines keep outside their disks |
+//! | [`keep`], [`rest`], [`aside`], [`swap`], [`tpm`], [`begin`], [`seen`] | the steps, with those of [`crate::restore`] |
 //! | [`discard`] | the end of a machine that is kept |
 //!
 //! **The copy comes first.** The images are restored while the old guest still runs: nobody reads or writes them, and a
@@ -32,7 +33,9 @@ pub mod options;
 mod plan;
 pub mod rest;
 pub mod seen;
+mod state;
 pub mod swap;
+pub mod tpm;
 pub mod undo;
 pub mod workflow;
 

@@ -3,31 +3,28 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::plan::{Probing, Retry, Undo};
-use vmkeep_workflow::{Code, Fault, Millis, Plan, Step, StepName, StepSpec};
+use vmkeep_workflow::plan::Retry;
+use vmkeep_workflow::{Code, Fault, Millis, Plan, StepName, StepSpec};
 
 use super::aside::{AsideInput, BackInput, BringBack, SetAside};
 use super::begin::{BeginInput, BeginMachine, MemoryFrom};
 use super::keep::{ForgetInput, ForgetKept, KeepAside, KeepInput};
-use super::kept::{KeptDisk, Was};
+use super::kept::{KeptDisk, KeptVariables, Was};
 use super::rest::{Rest, RestDomain, RestInput};
 use super::seen::{Arrive, SeeRunning, SeenInput};
 use super::swap::{Machine, SwapDefinition, SwapInput};
+use super::tpm::{ExchangeInput, ExchangeTpm, TpmFrom};
 use crate::hypervisor::DomainRef;
+use crate::recipe::{PATIENT_LOOK, PATIENTLY, patient, step};
 use crate::restore::Then;
 use crate::restore::folder::{PlaceInput, RestoreFolder};
 use crate::restore::identity::NewDomain;
 use crate::restore::image::{ImageInput, RestoreImage};
+use crate::restore::machine::{RestoreVariables, VariablesInput};
 use crate::restore::memory::{MemoryImageInput, RestoreMemory};
 use crate::restore::resume::{ResumeDomain, ResumeInput};
+use crate::restore::workflow::image_step;
 use crate::snapshot::mark::{Mark, MarkInput, Unmark};
-
-/// Taking back what was made is tried for as long as it takes to restart a libvirtd.
-const PATIENTLY: Retry = Retry { attempts: 200, first: Millis(500), most: Millis::secs(30) };
-/// Saving and loading a large memory takes its time, and its effect is looked for as long.
-const PATIENT_LOOK: Probing =
-    Probing { limit: Millis::secs(3600), first: Millis(250), most: Millis::secs(15) };
 
 /// The machine that is there, and how it is set aside.
 pub(super) struct Present {
@@ -39,6 +36,7 @@ pub(super) struct Present {
     pub(super) kept: PathBuf,
     /// What takes its place, for people.
     pub(super) because: String,
+    pub(super) variables: Option<KeptVariables>,
 }
 
 /// An exchange.
@@ -52,6 +50,10 @@ pub(super) struct Exchange {
     pub(super) present: Option<Present>,
     pub(super) places: Vec<PlaceInput>,
     pub(super) images: Vec<ImageInput>,
+    /// The new machine's firmware variables, if they are restored.
+    pub(super) variables: Option<VariablesInput>,
+    /// The folder of the domain's TPM and what comes into it, if its state is exchanged.
+    pub(super) tpm: Option<(PathBuf, TpmFrom)>,
     pub(super) memory_image: Option<MemoryImageInput>,
     pub(super) memory: Option<MemoryFrom>,
     /// What comes in place.
@@ -65,25 +67,6 @@ pub(super) struct Exchange {
     pub(super) agent: bool,
     pub(super) notes: Vec<String>,
     pub(super) watch_ms: u64,
-}
-
-pub(super) fn step<S: Step>(
-    name: impl Into<StepName>,
-    title: impl Into<String>,
-    input: &S::Input,
-) -> Result<StepSpec, Fault> {
-    let kind: StepKind = S::KIND;
-    let input = serde_json::to_value(input)
-        .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the exchange", kind.to_string(), e))?;
-    Ok(StepSpec::new(name, kind, title, input))
-}
-
-fn image_step(image: &ImageInput) -> StepName {
-    format!("image/{}", image.name).into()
-}
-
-const fn patient() -> Undo {
-    Undo { retry: PATIENTLY, deadline: None }
 }
 
 impl Exchange {
@@ -142,6 +125,16 @@ impl Exchange {
                     .stall(Millis::secs(600)),
             );
         }
+        if let Some(variables) = &self.variables {
+            let title = format!("restore {} (firmware variables)", variables.path().display());
+            steps.push(
+                step::<RestoreVariables>("variables", title, variables)?
+                    .after_all(ready.clone())
+                    .after_all(folder(&variables.folder))
+                    .undo(patient())
+                    .deadline(Millis::secs(120)),
+            );
+        }
         if let Some(memory) = &self.memory_image {
             let title = format!("restore the memory ({} bytes)", memory.wanted.size);
             steps.push(
@@ -185,6 +178,8 @@ impl Exchange {
                 because: present.because.clone(),
                 disks: present.disks.clone(),
                 rest: "rest".into(),
+                variables: present.variables.clone(),
+                tpm: self.tpm.as_ref().map(|(folder, _)| folder.clone()),
             };
             steps.push(
                 step::<SetAside>("aside", "set the present machine aside", &aside)?
@@ -206,10 +201,26 @@ impl Exchange {
                 .undo(patient())
                 .deadline(Millis::secs(180)),
         );
+        let mut last: StepName = "swap".into();
+        if let Some((folder, from)) = &self.tpm {
+            let exchange = ExchangeInput {
+                domain: self.domain.clone(),
+                folder: folder.clone(),
+                from: from.clone(),
+                old: self.present.as_ref().map(|present| (present.kept.clone(), "aside".into())),
+            };
+            steps.push(
+                step::<ExchangeTpm>("tpm", format!("give {name} the state of its TPM"), &exchange)?
+                    .after(last)
+                    .undo(patient())
+                    .deadline(Millis::secs(180)),
+            );
+            last = "tpm".into();
+        }
         if let Some(back) = &self.back {
             steps.push(
                 step::<BringBack>("back", "let libvirt remember the machine that comes back", back)?
-                    .after("swap")
+                    .after(last)
                     .undo(patient())
                     .deadline(Millis::secs(180)),
             );
@@ -220,7 +231,11 @@ impl Exchange {
     /// From the start of the other machine to the end; the point of no return.
     fn after(&self, steps: &mut Vec<StepSpec>) -> Result<Option<StepName>, Fault> {
         let name = &self.domain.name;
-        let mut last: StepName = if self.back.is_some() { "back".into() } else { "swap".into() };
+        let mut last: StepName = match (&self.back, &self.tpm) {
+            (Some(_), _) => "back".into(),
+            (None, Some(_)) => "tpm".into(),
+            (None, None) => "swap".into(),
+        };
         let mut barrier = None;
         if self.then != Then::Default {
             let begin = BeginInput {
@@ -269,6 +284,7 @@ impl Exchange {
             memory: memory.map(|m| (m.folder.clone(), m.own, m.wanted.name.clone())),
             begun: (self.then != Then::Default).then(|| "begin".into()),
             resumed: (self.then == Then::Running).then(|| "resume".into()),
+            tpm: self.tpm.as_ref().map(|_| "tpm".into()),
             agent: self.agent,
             kept: self.present.is_some(),
             notes: self.notes.clone(),

@@ -122,7 +122,7 @@ impl RestDomain {
     async fn save(&self, input: &RestInput) -> Result<(), Fault> {
         let path = input.memory();
         let (doing, name) = ("save the memory of the old machine", input.domain.name.as_str());
-        match std::fs::remove_file(&path) {
+        match crate::blocking::remove(path.clone()).await {
             // Of an attempt that was cut off: the guest runs, so it fits nothing.
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -181,13 +181,8 @@ impl Step for RestDomain {
 
     async fn probe(&self, cx: &StepContext, input: RestInput) -> Verdict<RestOutput> {
         let id = &input.domain.id;
-        if cx.still_running {
-            return Verdict::InFlight("the call has not returned".to_owned());
-        }
-        match fence::busy(&*self.0.hypervisor, id).await {
-            Ok(None) => {}
-            Ok(Some(what)) => return Verdict::InFlight(what),
-            Err(e) => return cannot_look(&e),
+        if let Some(verdict) = fence::under_way(&*self.0.hypervisor, id, cx.still_running).await {
+            return verdict;
         }
         match self.0.hypervisor.state(id).await {
             Ok(RunState::Off) => match noted(cx) {

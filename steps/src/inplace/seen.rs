@@ -10,16 +10,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Class, Code, Fault, JobId, Step, StepContext, StepName, Verdict};
+use vmkeep_workflow::{Fault, JobId, Step, StepContext, StepName, Verdict};
 
 use super::begin::BeginMachine;
-use crate::codes;
-use crate::hypervisor::{DomainRef, PauseReason, RunState};
-use crate::image::root::{Component, RootError};
-use crate::restore::fetch::aside;
+use super::tpm::ExchangeTpm;
+use crate::hypervisor::{DomainRef, RunState};
+use crate::image::root::Component;
 use crate::restore::identity::NewDomain;
 use crate::restore::resume::ResumeDomain;
-use crate::snapshot::copy::place_fault;
+use crate::restore::watch;
 use crate::snapshot::{Places, World};
 
 /// Watches, tidies and reports.
@@ -45,6 +44,9 @@ pub struct SeenInput {
     /// The step that let it go; nothing if it is not to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<StepName>,
+    /// The step that exchanged the state of its TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<StepName>,
     /// It has the channel of an agent.
     pub agent: bool,
     /// The machine that was set aside for it is kept.
@@ -73,62 +75,6 @@ pub struct Exchanged {
     pub notes: Vec<String>,
 }
 
-/// How often a running guest is looked at.
-const LOOK: Duration = Duration::from_millis(250);
-
-impl SeeRunning {
-    /// Watches it; its state in the end, and whether its agent has answered.
-    async fn watch(&self, cx: &StepContext, input: &SeenInput) -> Result<(RunState, bool), Fault> {
-        let (id, name) = (&input.machine.domain.id, input.machine.domain.name.as_str());
-        let mut left = Duration::from_millis(if input.resumed.is_some() { input.watch_ms } else { 0 });
-        let mut answered = false;
-        loop {
-            let state = self.world.hypervisor.state(id).await;
-            let state =
-                state.map_err(|e| e.fault(codes::CANNOT_START_MACHINE, "look at the domain", name))?;
-            if state == RunState::Paused(PauseReason::IoError) {
-                let cause = "QEMU has stopped it because a disk could not be written";
-                return Err(Fault::permanent(codes::NOT_ENOUGH_DISK_SPACE, "let the guest run", name, cause)
-                    .remedy(format!(
-                        "Make room beside its images, `virsh resume {name}`, then settle the job"
-                    )));
-            }
-            if left.is_zero() || cx.stopping() || state == RunState::Off {
-                return Ok((state, answered));
-            }
-            if input.agent && !answered && state == RunState::Running {
-                let ping = self.world.hypervisor.freeze_state(id);
-                answered = tokio::time::timeout(left, ping).await.is_ok_and(|answer| answer.is_ok());
-            }
-            tokio::time::sleep(LOOK).await;
-            cx.progress.alive();
-            left = left.saturating_sub(LOOK);
-        }
-    }
-
-    async fn tidy(&self, cx: &StepContext, input: &SeenInput) -> Result<(), Fault> {
-        let Some((folder, own, name)) = input.memory.clone() else { return Ok(()) };
-        let (places, job) = (self.places.clone(), cx.job);
-        let object = folder.display().to_string();
-        let doing = "remove the copy of the memory image";
-        let gone = tokio::task::spawn_blocking(move || {
-            let folder = match places.open(&folder, own) {
-                Err(RootError::Missing { .. }) => return Ok(()),
-                folder => folder?,
-            };
-            folder.remove_file(&aside(job, name.as_str()))?;
-            folder.sync()
-        });
-        match gone.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => {
-                Err(place_fault(&e, codes::CANNOT_REMOVE_FILE, doing, &object).class(Class::Transient))
-            }
-            Err(e) => Err(Fault::permanent(Code::UNDEFINED, doing, object, e)),
-        }
-    }
-}
-
 #[async_trait]
 impl Step for SeeRunning {
     const KIND: StepKind = StepKind::new("see-running", 1);
@@ -136,8 +82,13 @@ impl Step for SeeRunning {
     type Output = Exchanged;
 
     async fn run(&self, cx: &StepContext, input: SeenInput) -> Result<Exchanged, Fault> {
-        let (state, answered) = self.watch(cx, &input).await?;
-        self.tidy(cx, &input).await?;
+        let domain = &input.machine.domain;
+        let watched = Duration::from_millis(if input.resumed.is_some() { input.watch_ms } else { 0 });
+        let (state, answered) =
+            watch::watch(&*self.world.hypervisor, cx, domain, input.agent, watched).await?;
+        if let Some((folder, own, name)) = input.memory.clone() {
+            watch::remove_memory(&self.places, cx, folder, own, name).await?;
+        }
         let begun = match &input.begun {
             Some(step) => cx.outputs.of::<BeginMachine>(step)?,
             None => None,
@@ -146,7 +97,7 @@ impl Step for SeeRunning {
             Some(step) => cx.outputs.of::<ResumeDomain>(step)?,
             None => None,
         };
-        let cold = resumed.is_some_and(|output| output.cold);
+        let cold = resumed.as_ref().is_some_and(|output| output.cold);
         let mut notes = input.notes;
         if begun.as_ref().is_some_and(|output| output.by_others) {
             notes.push(
@@ -154,15 +105,19 @@ impl Step for SeeRunning {
                     .into(),
             );
         }
-        if cold {
+        let tpm = match &input.tpm {
+            Some(step) => cx.outputs.of::<ExchangeTpm>(step)?,
+            None => None,
+        };
+        if tpm.is_some_and(|output| !output.given) {
             notes.push(
-                "Its QEMU ended right after it had been let go; it was started again without its memory, as after a \
-                 power cut."
+                "It was started before its TPM got the state that belongs to it, and may have that of the machine that \
+                 was there: shut it down and restore again."
                     .to_owned(),
             );
         }
-        if state == RunState::Off && input.resumed.is_some() {
-            notes.push("It has shut down or crashed since.".to_owned());
+        if resumed.is_some() {
+            notes.extend(watch::since(state, cold));
         }
         if input.agent && !answered && input.resumed.is_some() && state == RunState::Running {
             notes.push("Its agent has not answered yet; a guest that boots may need longer.".to_owned());

@@ -16,7 +16,9 @@ use super::check::{self, DOING, Facts};
 use super::kept::{self, DEFINITION, Kept, MEMORY, Was, blocking, fixed};
 use super::options::UndoOptions;
 use super::plan::{Exchange, Present};
+use super::state;
 use super::swap::{Machine, files};
+use super::tpm::TpmFrom;
 use super::workflow::{RestoreInPlace, differ, misread};
 use crate::codes;
 use crate::hypervisor::DomainRef;
@@ -65,6 +67,14 @@ fn all_there(kept: &Kept) -> Result<(), Fault> {
             return Err(Fault::permanent(codes::MISSING_NECESSARY_FILES, DOING, object, cause));
         }
     }
+    // Without them libvirt would make new ones of a template, and the guest would not find its boot entries.
+    if let Some(variables) = kept.variables.as_ref().filter(|variables| variables.replaced)
+        && !Identity::at(&variables.path).is_ok_and(|now| now.same_file(&variables.identity))
+    {
+        let cause = "the file of its firmware variables is gone, or another file bears its name";
+        let object = variables.path.display().to_string();
+        return Err(Fault::permanent(codes::MISSING_NECESSARY_FILES, DOING, object, cause));
+    }
     Ok(())
 }
 
@@ -101,6 +111,16 @@ impl Workflow for RestoreUndo {
         let mut notes = Vec::new();
         let seen = check::observe(world, &domain).await?;
         let mut old = Vec::new();
+        let there = seen.as_ref().and_then(|seen| seen.persistent.as_ref());
+        let own = state::folders(world, &domain, &[Some(&parsed), there]).await?;
+        let back_variables = own
+            .as_ref()
+            .zip(parsed.devices.nvram.as_ref())
+            .map(|(own, nvram)| own.variables(nvram, &domain.name));
+        let tpm = own
+            .as_ref()
+            .zip(kept.tpm.clone())
+            .map(|(own, files)| (own.tpm(&domain.id), TpmFrom::Kept { kept: folder.clone(), files }));
         let present = match &seen {
             Some(seen) => {
                 domain.name.clone_from(&seen.domain.name);
@@ -112,8 +132,10 @@ impl Workflow for RestoreUndo {
                 notes.extend(missing);
                 let because = format!("undo of job {}", options.job);
                 let aside = kept::folder_of(&settings.restored, cx.job);
-                let was = Was::of(seen.state);
-                Some((definition, Present { machine, disks, was, rest: options.rest, kept: aside, because }))
+                let (was, rest) = (Was::of(seen.state), options.rest);
+                let variables =
+                    state::variables_of(definition, &domain, own.as_ref(), back_variables.as_deref());
+                Some((definition, Present { machine, disks, was, rest, kept: aside, because, variables }))
             }
             None => None,
         };
@@ -161,6 +183,8 @@ impl Workflow for RestoreUndo {
             present: present.map(|(_, present)| present),
             places: Vec::new(),
             images: Vec::new(),
+            variables: None,
+            tpm,
             memory_image: None,
             memory,
             files: exchanged.iter().flat_map(|(_, layer)| chain(&layer.path)).collect(),
@@ -177,6 +201,7 @@ impl Workflow for RestoreUndo {
                 without: Vec::new(),
                 links_down: false,
                 same: true,
+                nvram: None,
             },
             domain,
             new,

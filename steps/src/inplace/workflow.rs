@@ -6,24 +6,27 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::Deserialize;
 use vmkeep_workflow::ids::WorkflowName;
-use vmkeep_workflow::{Class, Code, Fault, Outputs, Plan, PlanContext, Registry, StepName, Workflow};
+use vmkeep_workflow::{Code, Fault, Outputs, Plan, PlanContext, Registry, StepName, Workflow};
 
 use super::begin::{BeginMachine, MemoryFrom};
 use super::check::{self, DOING, Facts};
 use super::kept::{self, Was};
 use super::options::{InPlaceOptions, InPlaceSettings};
 use super::plan::{Exchange, Present};
+use super::state::FromBackup;
 use super::swap::{Machine, SwapDefinition, files};
 use super::{aside, keep, rest, seen};
 use crate::codes;
 use crate::hypervisor::{Definition, DomainRef, Observation};
 use crate::manifest::{Consistency, Manifest, Memory};
+use crate::recipe;
 use crate::restore::check as backup;
 use crate::restore::fetch::Wanted;
-use crate::restore::identity::{NewDomain, StoredDefinition};
+use crate::restore::identity::{NewDisk, NewDomain, StoredDefinition};
 use crate::restore::image::ImageInput;
 use crate::restore::layout::lay_out;
 use crate::restore::memory::MemoryImageInput;
+use crate::restore::rights;
 use crate::restore::{RestoreOptions, Then};
 use crate::snapshot::{Places, World};
 
@@ -68,6 +71,7 @@ impl RestoreInPlace {
             .step(aside::BringBack { world: world.clone(), places: places.clone() })
             .step(SwapDefinition(world.clone()))
             .step(BeginMachine(world.clone()))
+            .step(super::tpm::ExchangeTpm { world: world.clone(), places: places.clone() })
             .step(seen::SeeRunning { world, places })
             .step(seen::Arrive)
             .step(step)
@@ -87,10 +91,7 @@ pub(super) async fn differ(
     plan: &Plan,
     before: &StepName,
 ) -> Result<Option<String>, Fault> {
-    let facts = Facts::deserialize(&plan.facts).map_err(|e| {
-        Fault::permanent(Code::UNKNOWN_STEP_KIND, "read the plan's facts", plan.title.clone(), e)
-            .class(Class::Fatal)
-    })?;
+    let facts: Facts = recipe::facts(plan)?;
     let first = plan.steps.first().is_some_and(|step| step.name == *before);
     facts.differ(world, places, !first).await
 }
@@ -182,6 +183,11 @@ impl RestoreInPlace {
     }
 }
 
+/// Where the first disk goes, and what else is a file of the machine.
+fn first_folder(disks: &[NewDisk]) -> PathBuf {
+    disks.first().and_then(|disk| disk.path.parent()).map(PathBuf::from).unwrap_or_default()
+}
+
 /// What the owner of the domain must know.
 fn advice(manifest: &Manifest, present: Option<&Definition>, with_memory: bool) -> Vec<String> {
     let at = manifest.point_in_time;
@@ -250,6 +256,7 @@ impl Workflow for RestoreInPlace {
             cold: options.cold,
             then: options.then,
             connect: true,
+            autostart: false,
             bandwidth: options.bandwidth,
         };
         let saved = manifest.memory.saved().filter(|_| !options.cold);
@@ -264,7 +271,6 @@ impl Workflow for RestoreInPlace {
         };
         if let Some(saved) = saved {
             backup::memory(&self.world, &self.places, &asked, manifest, saved).await?;
-            backup::others(&parsed, manifest, true).await?;
         }
         let foreign = present.is_none() || options.definition;
         if foreign {
@@ -274,6 +280,29 @@ impl Workflow for RestoreInPlace {
         let chosen = self.choose(cx, &options, manifest, &parsed, present, &domain)?;
         let asked = RestoreOptions { disks: chosen.tops.clone(), ..asked };
         let mut layout = lay_out(&chosen.manifest, &asked)?;
+        let from = FromBackup {
+            manifest,
+            stored: &parsed,
+            present,
+            base: present.filter(|_| !options.definition).unwrap_or(&parsed),
+            domain: &domain,
+            job: cx.job,
+            backup: options.backup.clone(),
+            outside: options.outside,
+            folder: first_folder(&layout.disks),
+            own: chosen.own,
+            with_memory: saved.is_some(),
+            whole: chosen.manifest.disks.len() == manifest.disks.len(),
+        };
+        let mut outside = from.state(&self.world).await?;
+        let whose = rights::choose(
+            self.settings.restore.rights,
+            manifest,
+            !options.outside || options.trusted,
+            &mut layout.images,
+            outside.variables.as_mut(),
+        )
+        .await?;
         for image in &mut layout.images {
             image.own = chosen.own;
         }
@@ -283,10 +312,11 @@ impl Workflow for RestoreInPlace {
             without: Vec::new(),
             links_down: false,
             same: true,
+            nvram: outside.nvram.clone(),
         };
         let memory_image = saved.and_then(|saved| {
             let entry = manifest.file(&saved.file)?;
-            let folder = machine.disks.first().and_then(|disk| disk.path.parent())?.to_owned();
+            let folder = first_folder(&machine.disks);
             Some(MemoryImageInput {
                 wanted: Wanted {
                     backup: options.backup.clone(),
@@ -306,6 +336,8 @@ impl Workflow for RestoreInPlace {
         let new = self.definition(&options, &definition, present, &machine).await?;
 
         let mut notes = advice(&chosen.manifest, present, memory_image.is_some());
+        notes.extend(outside.notes);
+        notes.extend(whose);
         let then = Self::then(&options, seen.as_ref(), memory_image.is_some());
         let setting_aside = match (&seen, present) {
             (Some(seen), Some(definition)) => {
@@ -315,7 +347,8 @@ impl Workflow for RestoreInPlace {
                 let (disks, missing) = check::disks(&machine, &new.disks).await?;
                 notes.extend(missing);
                 let because = format!("restore of backup {} of {}", manifest.backup, manifest.point_in_time);
-                Some(Present { machine, disks, was: Was::of(seen.state), rest: options.rest, kept, because })
+                let (was, rest, variables) = (Was::of(seen.state), options.rest, outside.old);
+                Some(Present { machine, disks, was, rest, kept, because, variables })
             }
             _ => None,
         };
@@ -323,7 +356,13 @@ impl Workflow for RestoreInPlace {
             domain: domain.clone(),
             backup: Some((options.backup.clone(), options.outside, stored.hash)),
             present: present.map(|definition| (definition.bare.clone(), files(definition))),
-            free: layout.images.iter().map(ImageInput::path).collect(),
+            free: layout
+                .images
+                .iter()
+                .map(ImageInput::path)
+                .chain(outside.nvram)
+                .chain(outside.tpm.iter().filter(|_| present.is_none()).map(|(folder, _)| folder.clone()))
+                .collect(),
         };
         let facts = serde_json::to_value(facts)
             .map_err(|e| Fault::permanent(Code::UNDEFINED, DOING, &domain.name, e))?;
@@ -339,6 +378,8 @@ impl Workflow for RestoreInPlace {
             files: layout.images.iter().map(ImageInput::path).collect(),
             places,
             images: layout.images,
+            variables: outside.variables,
+            tpm: outside.tpm,
             memory: memory_image.as_ref().map(|_| MemoryFrom::Backup { step: "memory".into() }),
             memory_image,
             new,

@@ -12,8 +12,9 @@ use std::io::{Read as _, Write as _};
 
 use serde_json::Value;
 
-use super::folder::{MANIFEST, NEW, fixed};
+use super::folder::{MANIFEST, NEW, PROTECTION, WITHDRAWN, fixed};
 use super::model::{Digest, FORMAT, FileEntry, Manifest, READER, Role};
+use crate::blocking::touch;
 use crate::image::qcow2::Format;
 use crate::image::root::{Component, Folder, RelPath, RootError};
 
@@ -72,7 +73,16 @@ pub struct Stored {
 
 /// Reads and checks the manifest of a folder. [`RootError::Missing`] if there is none.
 pub fn read(folder: &Folder) -> Result<Stored, ManifestError> {
-    let file = folder.open_file(&RelPath::from(fixed(MANIFEST)))?;
+    read_named(folder, MANIFEST)
+}
+
+/// The same of a backup that is being deleted.
+pub fn read_withdrawn(folder: &Folder) -> Result<Stored, ManifestError> {
+    read_named(folder, WITHDRAWN)
+}
+
+fn read_named(folder: &Folder, name: &'static str) -> Result<Stored, ManifestError> {
+    let file = folder.open_file(&RelPath::from(fixed(name)))?;
     let mut bytes = Vec::new();
     file.take(LONGEST + 1)
         .read_to_end(&mut bytes)
@@ -131,8 +141,12 @@ pub fn write_durably(folder: &Folder, name: &'static str, bytes: &[u8]) -> Resul
     let aside = Component::literal(format!("{name}{NEW}"));
     folder.remove_file(&aside)?;
     let mut file = folder.create_file(&aside)?;
-    file.write_all(bytes).map_err(io("write"))?;
-    file.sync_all().map_err(io("sync"))?;
+    let written = touch("write").map_err(std::io::Error::from).and_then(|()| file.write_all(bytes));
+    written.map_err(io("write"))?;
+    if !vmkeep_workflow::mutation::on("fsync-left-out") {
+        let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
+        synced.map_err(io("sync"))?;
+    }
     folder.rename(&aside, &fixed(name))?;
     folder.sync()?;
     Ok(())
@@ -150,7 +164,8 @@ fn check(m: &Manifest) -> Result<(), String> {
         if !names.insert(name.to_lowercase()) {
             return Err(format!("two files are called {name:?}"));
         }
-        if name.eq_ignore_ascii_case(MANIFEST) || name.ends_with(NEW) {
+        let ours = [MANIFEST, WITHDRAWN, PROTECTION].iter().any(|ours| name.eq_ignore_ascii_case(ours));
+        if ours || name.ends_with(NEW) {
             return Err(format!("a file is called {name:?}"));
         }
         let image = matches!(file.role, Role::Disk | Role::Base);
@@ -168,6 +183,7 @@ fn check(m: &Manifest) -> Result<(), String> {
     if let Some(memory) = m.memory.saved() {
         with_role(m, &memory.file, &[Role::Memory])?;
     }
+    super::machine::check(m)?;
     let mut targets = HashSet::new();
     for disk in &m.disks {
         if !targets.insert(disk.target.as_str()) {
@@ -206,6 +222,25 @@ fn check_chain(m: &Manifest, disk: &super::model::Disk) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Takes the manifest away: from now on the folder is no backup. Durable on return; harmless to repeat.
+pub fn withdraw(folder: &Folder) -> Result<(), RootError> {
+    give_way(folder, MANIFEST, WITHDRAWN)
+}
+
+/// Puts the manifest back: the folder is a backup again. Durable on return; harmless to repeat.
+pub fn reinstate(folder: &Folder) -> Result<(), RootError> {
+    give_way(folder, WITHDRAWN, MANIFEST)
+}
+
+fn give_way(folder: &Folder, from: &'static str, to: &'static str) -> Result<(), RootError> {
+    match folder.rename(&fixed(from), &fixed(to)) {
+        // An earlier attempt came so far; whether the folder was synced is not known.
+        Err(RootError::Missing { .. }) if folder.stat(&fixed(to))?.is_some() => {}
+        renamed => renamed?,
+    }
+    folder.sync()
 }
 
 #[cfg(test)]

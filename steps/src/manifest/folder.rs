@@ -5,8 +5,11 @@
 //!   web-01/                                the domain's name, encoded (image::name)
 //!     20260131T235959Z-0123456789ab/       the instant (UTC) and the last twelve digits of the job's id
 //!       manifest.json                      appears last, by one rename: from then on it is a backup
+//!       protection.json                    there while the backup must not be deleted
+//!       manifest.withdrawn.json            instead of manifest.json while the backup is being deleted
 //!       domain.xml  domain-live.xml        what the domain starts from; what it ran with
 //!       memory.save                        libvirt's memory image, if there is one
+//!       nvram  tpm.tpm2.tpm2-00.permall    firmware variables and TPM state, if there are any
 //!       vda.qcow2  vda.base1.qcow2  …      images (image::chain)
 //! ```
 //!
@@ -25,12 +28,20 @@ use crate::image::root::Component;
 
 /// The file that makes a folder a backup.
 pub const MANIFEST: &str = "manifest.json";
+/// What the manifest is called while its backup is being deleted: the folder is no backup any more.
+pub const WITHDRAWN: &str = "manifest.withdrawn.json";
+/// There while the backup must not be deleted.
+pub const PROTECTION: &str = "protection.json";
 /// What the domain starts from.
 pub const DEFINITION: &str = "domain.xml";
 /// What it ran with.
 pub const LIVE_DEFINITION: &str = "domain-live.xml";
 /// The memory image.
 pub const MEMORY: &str = "memory.save";
+/// Firmware variables.
+pub const NVRAM: &str = "nvram";
+/// How the names of a TPM's files begin.
+pub const TPM_PREFIX: &str = "tpm.";
 /// The suffix of a file that is still being written.
 pub(crate) const NEW: &str = ".new";
 

@@ -9,7 +9,9 @@
 //! | [`model`] | the fields |
 //! | [`file`](mod@file) | reading (with every suspicion) and publishing (by one durable act) |
 //! | [`folder`] | where backups lie, and what a folder without a manifest is |
+//! | [`machine`] | firmware variables and TPM state |
 //! | [`verify`](mod@verify) | whether files and manifest agree |
+//! | [`protection`] | the note that a backup must not be deleted |
 //! | [`catalogue`] | which backups there are |
 //!
 //! A manifest may come from anywhere: a stolen disk, a shared folder, another host. What it says is checked before it is
@@ -20,14 +22,18 @@
 pub mod catalogue;
 pub mod file;
 pub mod folder;
+pub mod machine;
 pub mod model;
+pub mod protection;
 pub mod verify;
 
 #[cfg(test)]
 #[path = "tests/samples.rs"]
 pub(crate) mod samples;
 
-pub use file::{ManifestError, Stored, publish, read};
+pub use file::{ManifestError, Stored, publish, read, read_withdrawn};
 pub use folder::MANIFEST as FILE_NAME;
+pub use machine::{Nvram, TPM_FOLDERS, Tpm, TpmFile, is_tpm_file, needed_reader, tpm_place};
 pub use model::*;
+pub use protection::Protection;
 pub use verify::{Depth, Finding, Problem, verify};

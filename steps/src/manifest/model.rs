@@ -8,17 +8,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::machine::{Nvram, Tpm};
 use crate::image::qcow2::Format;
+use crate::image::rights::Rights;
 use crate::image::root::Component;
 
 /// What stands in [`Manifest::format`].
 pub const FORMAT: &str = "vmkeep-backup";
 /// The version that this program writes.
-pub const VERSION: u32 = 1;
-/// The oldest version of reader that understands what this program writes.
+pub const VERSION: u32 = 2;
+/// The oldest version of reader that understands what this program writes of an ordinary machine; see
+/// [`super::needed_reader`].
 pub const MIN_READER: u32 = 1;
 /// The version of reader that this program is.
-pub const READER: u32 = 1;
+pub const READER: u32 = 2;
 
 /// Fields that this program does not know.
 pub type Unknown = BTreeMap<String, Value>;
@@ -66,6 +69,15 @@ pub struct Manifest {
     pub disks: Vec<Disk>,
     /// The memory.
     pub memory: Memory,
+    /// Firmware variables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<Nvram>,
+    /// A TPM's state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Tpm>,
+    /// Whether it started with the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
     /// Disks of the domain that are not in the backup.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
@@ -211,6 +223,10 @@ pub struct SavedMemory {
     pub version: u32,
     /// How the stream is written: `raw`, `zstd`, …
     pub compression: String,
+    /// For how many milliseconds the guest was down because it was saved; absent when it ran on, or when that is not
+    /// known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -237,6 +253,10 @@ pub enum Role {
     Definition,
     /// The memory.
     Memory,
+    /// Firmware variables.
+    Nvram,
+    /// A TPM's state.
+    Tpm,
 }
 
 /// A file of the backup.
@@ -265,6 +285,9 @@ pub struct FileEntry {
     /// Where it came from. Only for people: nothing is ever read from or written to this path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Images and firmware variables only: whose that was, and what others might do with it, when no guest used it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rights: Option<Rights>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub unknown: Unknown,

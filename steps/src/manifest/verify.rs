@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::file::Stored;
-use super::folder::{MANIFEST, NEW};
+use super::folder::{MANIFEST, NEW, PROTECTION};
 use super::model::{Digest, FileEntry, Manifest};
 use crate::image::copy::{Control, CopyError, Observer, SourceFile, Throttle, hash};
 use crate::image::qcow2::{Format, Header};
@@ -243,12 +243,25 @@ fn structure(folder: &Folder, entry: &FileEntry, qemu: &QemuImg) -> Option<Probl
     }
 }
 
+/// Lets the page cache forget the files of a backup, so that reading them again asks the medium. A page that somebody
+/// else has mapped or that was never written back stays; nothing can be done about a disk's own cache.
+pub fn forget_cached(folder: &Folder, manifest: &Manifest) {
+    for entry in &manifest.files {
+        if let Ok(file) = folder.open_file(&RelPath::from(entry.name.clone())) {
+            // Dirty pages are not dropped. Those of a published file are durable already; one that somebody wrote to
+            // afterwards is synced first, and its hash tells.
+            let _ = rustix::fs::fdatasync(&file);
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+}
+
 fn unexpected(folder: &Folder, manifest: &Manifest) -> Result<Vec<Finding>, CopyError> {
     let known: HashSet<&str> = manifest.files.iter().map(|f| f.name.as_str()).collect();
     let entries = folder.entries()?;
     let strange = entries.into_iter().filter(|(name, _)| {
         let name = name.as_str();
-        name != MANIFEST && !known.contains(name) && !name.ends_with(NEW)
+        name != MANIFEST && name != PROTECTION && !known.contains(name) && !name.ends_with(NEW)
     });
     Ok(strange.map(|(file, _)| Finding { file, problem: Problem::Unexpected }).collect())
 }

@@ -44,7 +44,7 @@ pub(super) struct Facts {
 pub(crate) async fn read_backup(places: &Places, folder: &Path, outside: bool) -> Result<Stored, Fault> {
     let (places, path) = (places.clone(), folder.to_owned());
     let object = folder.display().to_string();
-    match tokio::task::spawn_blocking(move || read_now(&places, &path, outside)).await {
+    match crate::blocking::run(move || read_now(&places, &path, outside)).await {
         Ok(read) => read,
         Err(e) => Err(Fault::permanent(Code::UNDEFINED, "read the backup", object, e)),
     }
@@ -101,15 +101,6 @@ pub(crate) async fn definition(
         .hypervisor
         .parse_definition(&text)
         .map_err(|e| Fault::permanent(codes::CANNOT_READ_XML_FILE, doing, &manifest.domain.name, e))?;
-    if parsed.devices.nvram.is_some() || parsed.devices.tpm {
-        let cause = "it has UEFI variables or a TPM, whose state is not in the backup";
-        return Err(Fault::permanent(
-            codes::FIRMWARE_STATE_UNSUPPORTED,
-            "restore the domain",
-            &manifest.domain.name,
-            cause,
-        ));
-    }
     Ok((stored, parsed))
 }
 
@@ -182,33 +173,42 @@ pub(crate) async fn original_exists(world: &World, manifest: &Manifest) -> Resul
 pub(crate) async fn others(
     definition: &Definition,
     manifest: &Manifest,
-    with_memory: bool,
 ) -> Result<(Vec<Target>, Vec<String>), Fault> {
     let (mut without, mut notes) = (Vec::new(), Vec::new());
-    for disk in &definition.disks {
-        if manifest.disk(&disk.target.0).is_some() {
-            continue;
-        }
-        let Some(why) = unfit(disk).await else {
-            if !matches!(disk.source, DiskSource::Empty) {
-                notes.push(format!("Disk {} is the same medium that the original has.", disk.target));
+    for disk in not_in(manifest, definition) {
+        match unfit(disk).await {
+            Some(why) => {
+                notes.push(format!("Disk {} was left out: {why}.", disk.target));
+                without.push(disk.target.clone());
             }
-            continue;
-        };
-        if with_memory {
-            let cause =
-                format!("the guest's memory expects disk {}, which is not in the backup: {why}", disk.target);
-            return Err(Fault::permanent(
-                codes::MEMORY_INCOMPATIBLE,
-                "restore the domain with its memory",
-                &manifest.domain.name,
-                cause,
-            )
-            .remedy(GO_COLD));
+            None if matches!(disk.source, DiskSource::Empty) => {}
+            None => notes.push(format!("Disk {} is the same medium that the original has.", disk.target)),
         }
-        notes.push(format!("Disk {} was left out: {why}.", disk.target));
-        without.push(disk.target.clone());
     }
+    all_named(manifest, definition)?;
+    Ok((without, notes))
+}
+
+/// Whether a guest that goes on from its memory finds all its disks again. By the definition in the memory image, and no
+/// other, are they to be counted: the one from which it would have started the next time may have more, or fewer.
+async fn finds_its_disks(definition: &Definition, manifest: &Manifest) -> Result<(), Fault> {
+    for disk in not_in(manifest, definition) {
+        let Some(why) = unfit(disk).await else { continue };
+        let cause =
+            format!("the guest's memory expects disk {}, which is not in the backup: {why}", disk.target);
+        let doing = "restore the domain with its memory";
+        return Err(
+            Fault::permanent(codes::MEMORY_INCOMPATIBLE, doing, &manifest.domain.name, cause).remedy(GO_COLD)
+        );
+    }
+    all_named(manifest, definition)
+}
+
+fn not_in<'a>(manifest: &'a Manifest, definition: &'a Definition) -> impl Iterator<Item = &'a DiskDef> {
+    definition.disks.iter().filter(|disk| manifest.disk(&disk.target.0).is_none())
+}
+
+fn all_named(manifest: &Manifest, definition: &Definition) -> Result<(), Fault> {
     for disk in &manifest.disks {
         if definition.disk(&Target(disk.target.clone())).is_none() {
             let cause = format!("the backup holds disk {}, which its definition does not have", disk.target);
@@ -220,7 +220,7 @@ pub(crate) async fn others(
             ));
         }
     }
-    Ok((without, notes))
+    Ok(())
 }
 
 /// Why a disk that is not in the backup cannot be in the new domain.
@@ -239,7 +239,7 @@ async fn unfit(disk: &DiskDef) -> Option<String> {
     }
 }
 
-/// Whether the memory image can be used here at all.
+/// Whether the memory image can be used here at all, and with the disks that the backup has.
 pub(crate) async fn memory(
     world: &World,
     places: &Places,
@@ -265,6 +265,7 @@ pub(crate) async fn memory(
     // A guest is loaded with the definition that lies in the image, whatever other one there is.
     let parsed = world.hypervisor.parse_definition(&text).map_err(|e| unknown(e.to_string()))?;
     harmless(options, &parsed, manifest)?;
+    finds_its_disks(&parsed, manifest).await?;
     let here = world.hypervisor.environment().await.map_err(|e| look_fault(e, doing, &object))?;
     if let (Some(then), Some(now)) = (&manifest.host.qemu, here.get("qemu"))
         && let (Some(made), Some(present)) = (version(then), version(now))
@@ -290,7 +291,7 @@ pub(crate) async fn room(
     memory: Option<(PathBuf, bool, u64)>,
 ) -> Result<Vec<PlaceInput>, Fault> {
     let (places, images) = (places.clone(), images.to_vec());
-    match tokio::task::spawn_blocking(move || room_now(&places, settings, &images, memory)).await {
+    match crate::blocking::run(move || room_now(&places, settings, &images, memory)).await {
         Ok(found) => found,
         Err(e) => Err(Fault::permanent(Code::UNDEFINED, "find a place for the disks", String::new(), e)),
     }
@@ -332,7 +333,7 @@ fn room_now(
         let entry = needed.entry(stat.st_dev).or_insert_with(|| (0, space, folder.clone()));
         entry.0 = entry.0.saturating_add(bytes);
         if !own && !found.iter().any(|place| place.folder == folder) {
-            found.push(PlaceInput { folder, missing });
+            found.push(PlaceInput { folder, missing, rights: settings.rights.folder() });
         }
     }
     for (bytes, space, folder) in needed.into_values() {
@@ -401,7 +402,7 @@ impl Facts {
             return Ok(Some(cause));
         }
         let (places, free) = (places.clone(), self.free.clone());
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = crate::blocking::run(move || {
             free.into_iter().find(|path| {
                 let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
                 else {

@@ -6,7 +6,9 @@
 //! name can be told from one that somebody else put there meanwhile. Nothing is ever overwritten, and nothing is
 //! removed that is not known to be ours.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
@@ -15,18 +17,23 @@ use tokio_util::sync::CancellationToken;
 use vmkeep_workflow::progress::Progress;
 use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
 
+use crate::blocking::touch;
 use crate::codes;
 use crate::image::chain::Neighbour;
 use crate::image::copy::{
     self, Control, CopyError, Identity, Observer, Options, ResumeToken, SourceFile, Start, Throttle,
 };
 use crate::image::qcow2::{Format, Header};
+use crate::image::qemu_img::QemuImg;
+use crate::image::rights::{Kind, Wish};
 use crate::image::root::{Component, Folder, RelPath, RootError};
 use crate::manifest::Digest;
 use crate::snapshot::Places;
 use crate::snapshot::copy::place_fault;
 
 const DOING: &str = "restore the file";
+/// How long an image may be mended. Its tables are read, not its data.
+const FREE_LIMIT: Duration = Duration::from_secs(300);
 
 /// A file of the backup, as the manifest describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +100,7 @@ pub(super) struct Fetch {
     pub(super) name: Option<Component>,
     pub(super) head: Head,
     pub(super) bandwidth: u64,
+    pub(super) rights: Wish,
 }
 
 /// The name under which a job writes a file.
@@ -128,7 +136,7 @@ impl Fetch {
         };
         let (job, resume) = (cx.job, Stage::parse(cx.resume.as_ref()));
         let saved = Stage::parse(cx.progress.saved().as_ref());
-        let work = tokio::task::spawn_blocking(move || self.work(job, &resume, &saved, &watch));
+        let work = crate::blocking::run(move || self.work(job, &resume, &saved, &watch));
         match work.await {
             Ok(done) => done,
             Err(e) => Err(Fault::permanent(Code::UNDEFINED, DOING, object, e)),
@@ -175,8 +183,9 @@ impl Fetch {
         resume: &Stage,
         watch: &Watch,
     ) -> Result<Restored, Fault> {
+        self.not_locked_out(folder, aside)?;
         let source = self.open()?;
-        let header = self.header(&source)?;
+        let (header, forgets) = self.header(&source)?;
         let options = Options { header, throttle: Throttle::new(self.bandwidth), ..Options::default() };
         let token = match resume {
             Stage::Copying(token) => ResumeToken::parse(token),
@@ -184,14 +193,7 @@ impl Fetch {
         };
         // Whatever bears this job's name is this job's: it may always be written anew.
         let start = token.map_or(Start::Again, |token| Start::Resume(Box::new(token)));
-        let copied = match copy::copy(&source, folder, aside, start, &options, watch) {
-            Err(CopyError::StaleToken { why }) => {
-                tracing::info!(why, "the copy begins anew");
-                copy::copy(&source, folder, aside, Start::Again, &options, watch)
-            }
-            done => done,
-        };
-        let copied = match copied {
+        let copied = match copy::copy_or_anew(&source, folder, aside, start, &options, watch) {
             Ok(copied) => copied,
             Err(e) => {
                 if matches!(e, CopyError::Sync { .. }) {
@@ -216,8 +218,62 @@ impl Fetch {
             )
             .remedy("The backup is damaged: check its storage, and restore another one"));
         }
+        let (identity, blake3) = match forgets {
+            true => self.free_bitmaps(folder, aside, watch)?,
+            false => (copied.copy, copied.hash.into()),
+        };
+        self.give_rights(folder, aside, &identity)?;
         let name = self.name.as_ref().unwrap_or(aside);
-        Ok(Restored { path: folder.path_of(name), identity: copied.copy, blake3: copied.hash.into() })
+        Ok(Restored { path: folder.path_of(name), identity, blake3 })
+    }
+
+    /// An attempt that was cut off may have given the file rights with which this user cannot write to it any more.
+    fn not_locked_out(&self, folder: &Folder, aside: &Component) -> Result<(), Fault> {
+        let there = folder.stat(aside).map_err(|e| place(&e, &self.object()))?;
+        if there.is_some_and(|stat| stat.st_mode & 0o600 != 0o600) {
+            folder.remove_file(aside).map_err(|e| place(&e, &self.object()))?;
+        }
+        Ok(())
+    }
+
+    /// Whole, and not in its place yet: the last that is done to it under the name that nobody looks for. Only to the file
+    /// that was written, and that has no other name: who may write to the folder may have put another there.
+    fn give_rights(&self, folder: &Folder, aside: &Component, written: &Identity) -> Result<(), Fault> {
+        if self.rights.is_empty() {
+            return Ok(());
+        }
+        let object = self.object();
+        let file = folder.open_file(&RelPath::from(aside.clone())).map_err(|e| place(&e, &object))?;
+        let alone = file.metadata().is_ok_and(|data| data.nlink() == 1);
+        if !alone || !Identity::of(&file).is_ok_and(|is| is == *written) {
+            let cause = "somebody has put another file in its place, or given it another name";
+            return Err(Fault::permanent(Code::EFFECT_DIVERGED, DOING, object, cause)
+                .remedy("See who else writes to that folder, and restore again"));
+        }
+        self.rights.give(&file).map_err(|e| e.fault(Kind::File, DOING, &object))?;
+        let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
+        synced.map_err(|e| {
+            Fault::transient(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, "make its rights durable", object, e)
+        })
+    }
+
+    /// The clusters of the bitmaps that the image has forgotten are freed: otherwise whoever checks it finds leaks. It is
+    /// still this job's alone. An image that cannot be mended so keeps them; it shows the same in any case.
+    fn free_bitmaps(
+        &self,
+        folder: &Folder,
+        aside: &Component,
+        watch: &Watch,
+    ) -> Result<(Identity, Digest), Fault> {
+        let path = folder.path_of(aside);
+        match QemuImg::default().free_leaks(&path, FREE_LIMIT) {
+            Ok(report) => tracing::debug!(?report, "the clusters of forgotten bitmaps were freed"),
+            Err(error) => tracing::warn!(%error, "the clusters of forgotten bitmaps stay"),
+        }
+        let file = folder.open_file(&RelPath::from(aside.clone())).map_err(|e| place(&e, &self.object()))?;
+        let file = SourceFile::from_file(file, path).map_err(|e| self.fault(e))?;
+        let hash = copy::hash(&file, None, watch).map_err(|e| self.fault(e))?;
+        Ok((file.identity(), hash.into()))
     }
 
     fn put_in_place(
@@ -227,10 +283,17 @@ impl Fetch {
         restored: Restored,
     ) -> Result<Restored, Fault> {
         if let Some(name) = &self.name {
+            // Beside the old image of a domain that exists, or for a domain that does not exist yet.
+            let code = match self.own {
+                true => codes::CANNOT_MOVE_DISK_IMAGE_TO_ORIGINAL_LOCATION,
+                false => codes::CANNOT_RENAME_DISK_IMAGE,
+            };
+            let unnamed =
+                |e: &RootError| place_fault(e, code, "give the restored image its name", &self.object());
             match folder.rename(aside, name) {
                 Ok(()) => {}
                 Err(RootError::Exists { .. }) => return Err(self.taken()),
-                Err(e) => return Err(place(&e, &self.object()).class(Class::Transient).in_doubt()),
+                Err(e) => return Err(unnamed(&e).class(Class::Transient).in_doubt()),
             }
         }
         folder.sync().map_err(|e| place(&e, &self.object()).class(Class::Transient).in_doubt())?;
@@ -253,14 +316,15 @@ impl Fetch {
         Ok(source)
     }
 
-    /// The bytes that replace the beginning. A header that lies is found here, before a hypervisor sees it.
-    fn header(&self, source: &SourceFile) -> Result<Vec<u8>, Fault> {
+    /// The bytes that replace the beginning, and whether the image forgets bitmaps by that. A header that lies is found
+    /// here, before a hypervisor sees it.
+    fn header(&self, source: &SourceFile) -> Result<(Vec<u8>, bool), Fault> {
         let Head::Image { format, virtual_size, backing } = &self.head else {
-            let Head::Bytes(bytes) = &self.head else { return Ok(Vec::new()) };
-            return Ok(bytes.clone());
+            let Head::Bytes(bytes) = &self.head else { return Ok((Vec::new(), false)) };
+            return Ok((bytes.clone(), false));
         };
         if *format == Format::Raw {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
         let object = source.path().display().to_string();
         let mismatch = |cause: String| {
@@ -276,9 +340,10 @@ impl Fetch {
         }
         let names = backing.as_ref().map(|n| (n.name.as_str(), n.format));
         if header.names(names) && header.bitmaps == 0 {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
-        header.without_bitmaps(names).map_err(|e| mismatch(e.to_string()))
+        let rewritten = header.without_bitmaps(names).map_err(|e| mismatch(e.to_string()))?;
+        Ok((rewritten, header.bitmaps > 0))
     }
 
     fn fault(&self, e: CopyError) -> Fault {
@@ -308,7 +373,7 @@ impl Fetch {
         }
         let saved = cx.progress.saved();
         let job = cx.job;
-        let looked = tokio::task::spawn_blocking(move || self.look(job, saved)).await;
+        let looked = crate::blocking::run(move || self.look(job, saved)).await;
         looked.unwrap_or_else(|e| Verdict::Unknown(e.to_string()))
     }
 
@@ -343,7 +408,7 @@ impl Fetch {
     /// Removes what this job made, and only that.
     pub(super) async fn undo(self, cx: &StepContext, output: Option<Restored>) -> Result<(), Fault> {
         let (job, object) = (cx.job, self.object());
-        let gone = tokio::task::spawn_blocking(move || self.remove(job, output.as_ref())).await;
+        let gone = crate::blocking::run(move || self.remove(job, output.as_ref())).await;
         match gone {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => {
@@ -378,7 +443,7 @@ struct Watch {
 
 impl Watch {
     fn save(&self, stage: &Stage) -> Result<(), Fault> {
-        self.runtime.block_on(self.progress.save(stage))
+        crate::blocking::wait(&self.runtime, self.progress.save(stage))
     }
 }
 
@@ -399,3 +464,6 @@ impl Observer for Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

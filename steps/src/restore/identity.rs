@@ -40,6 +40,9 @@ pub struct NewDomain {
     /// It takes the place of the original itself, with all that it is but its disks.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same: bool,
+    /// The file of its firmware variables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<PathBuf>,
 }
 
 impl NewDomain {
@@ -63,6 +66,7 @@ impl NewDomain {
             without: self.without.clone(),
             links_down: self.links_down,
             same: self.same,
+            nvram: self.nvram.clone(),
         }
     }
 }
@@ -91,7 +95,7 @@ impl StoredDefinition {
     /// When it cannot be read, or is not what the manifest says.
     pub async fn read(&self, places: &Places) -> Result<String, Fault> {
         let (wanted, places) = (self.clone(), places.clone());
-        match tokio::task::spawn_blocking(move || wanted.read_now(&places)).await {
+        match crate::blocking::run(move || wanted.read_now(&places)).await {
             Ok(read) => read,
             Err(e) => Err(Fault::permanent(Code::UNDEFINED, "read the definition", self.name.to_string(), e)),
         }

@@ -10,6 +10,7 @@ use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 use super::fetch::{Fetch, Head, Restored, Wanted};
 use crate::image::chain::Neighbour;
 use crate::image::qcow2::Format;
+use crate::image::rights::Wish;
 use crate::image::root::Component;
 use crate::snapshot::Places;
 
@@ -39,6 +40,9 @@ pub struct ImageInput {
     /// Bytes per second; 0 for no limit.
     #[serde(default)]
     pub bandwidth: u64,
+    /// What it is given before it gets its name.
+    #[serde(default, skip_serializing_if = "Wish::is_empty")]
+    pub rights: Wish,
 }
 
 impl ImageInput {
@@ -51,9 +55,10 @@ impl ImageInput {
 
 impl RestoreImage {
     fn fetch(&self, input: ImageInput) -> Fetch {
-        let ImageInput { wanted, format, virtual_size, folder, own, name, backing, bandwidth } = input;
+        let ImageInput { wanted, format, virtual_size, folder, own, name, backing, bandwidth, rights } =
+            input;
         let head = Head::Image { format, virtual_size, backing };
-        Fetch { places: self.0.clone(), wanted, folder, own, name: Some(name), head, bandwidth }
+        Fetch { places: self.0.clone(), wanted, folder, own, name: Some(name), head, bandwidth, rights }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::codes;
 use crate::hypervisor::Target;
 use crate::image::chain::Neighbour;
 use crate::image::name::encode;
+use crate::image::rights::Wish;
 use crate::image::root::Component;
 use crate::manifest::{Disk, FileEntry, Manifest};
 
@@ -130,6 +131,7 @@ fn place(
                     name,
                     backing: None,
                     bandwidth: options.bandwidth,
+                    rights: Wish::default(),
                 });
                 layout.images.len() - 1
             }

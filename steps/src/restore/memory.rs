@@ -18,6 +18,7 @@ use super::fetch::{Fetch, Head, Restored, Wanted};
 use super::identity::{NewDomain, rewrite};
 use crate::codes;
 use crate::hypervisor::Trouble;
+use crate::image::rights::Wish;
 use crate::snapshot::copy::place_fault;
 use crate::snapshot::{Places, World};
 
@@ -60,6 +61,7 @@ impl RestoreMemory {
             name: None,
             head: Head::Bytes(head),
             bandwidth: input.bandwidth,
+            rights: Wish::default(),
         }
     }
 

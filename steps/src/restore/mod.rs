@@ -14,7 +14,9 @@
 //! | [`options`], [`workflow`], `layout`, `check` | what is asked for, and the plan |
 //! | [`fetch`] | one file: checked, resumable, never in anybody's way |
 //! | [`folder`], [`image`], [`memory`], [`define`], [`start`], [`resume`], [`settle`] | the steps |
+//! | `watch` | what the last step of any restore does |
 //! | [`identity`] | who the new domain is |
+//! | [`rights`] | whose its files become |
 //!
 //! **With memory** the guest goes on where it was, and still believes in its old identity: host name, addresses,
 //! machine id. That is why its cables are out unless the original is gone or the caller says otherwise.
@@ -26,14 +28,18 @@ pub mod folder;
 pub mod identity;
 pub mod image;
 pub(crate) mod layout;
+pub mod machine;
 pub mod memory;
 pub mod options;
 pub mod resume;
+pub mod rights;
 pub mod settle;
 pub mod start;
+pub(crate) mod watch;
 pub mod workflow;
 
 pub use options::{RestoreOptions, RestoreSettings, Then};
+pub use rights::RightsSettings;
 pub use settle::Report;
 pub use workflow::Restore;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::rights::RightsSettings;
 use crate::image::space::LowWater;
 
 /// What becomes of the new domain in the end.
@@ -49,6 +50,9 @@ pub struct RestoreOptions {
     /// Network links are up from the start.
     #[serde(default)]
     pub connect: bool,
+    /// It starts with the host.
+    #[serde(default)]
+    pub autostart: bool,
     /// Bytes per second for each file; 0 for no limit.
     #[serde(default)]
     pub bandwidth: u64,
@@ -61,10 +65,16 @@ pub struct RestoreSettings {
     pub targets: LowWater,
     /// For how many milliseconds a guest that was let run is watched.
     pub watch_ms: u64,
+    /// Whose restored files become.
+    pub rights: RightsSettings,
 }
 
 impl Default for RestoreSettings {
     fn default() -> Self {
-        Self { targets: LowWater { bytes: 64 << 20, percent: 1 }, watch_ms: 3000 }
+        Self {
+            targets: LowWater { bytes: 64 << 20, percent: 1 },
+            watch_ms: 3000,
+            rights: RightsSettings::default(),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `settle-domain`: whether the new domain stands, and what its owner must know.
 //!
-//! A guest that was let run is watched for some seconds. Then the copy of the memory image is removed: it has no use
-//! any more, and together with disks that have moved on it would be dangerous.
+//! A guest that was let run is watched for some seconds; then the copy of the memory image, which has no use any more, is
+//! removed ([`watch`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,16 +9,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, StepName, Verdict};
+use vmkeep_workflow::{Fault, Step, StepContext, StepName, Verdict};
 
 use super::define::DefineDomain;
-use super::fetch::aside;
 use super::identity::NewDomain;
 use super::resume::ResumeDomain;
+use super::watch;
 use crate::codes;
-use crate::hypervisor::{PauseReason, RunState};
-use crate::image::root::{Component, RootError};
-use crate::snapshot::copy::place_fault;
+use crate::hypervisor::RunState;
+use crate::image::root::Component;
 use crate::snapshot::{Places, World};
 
 /// Watches, tidies and reports.
@@ -43,6 +42,9 @@ pub struct SettleInput {
     /// The step that let it run; nothing if it is not to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed: Option<StepName>,
+    /// Whether it is to start with the host.
+    #[serde(default)]
+    pub autostart: bool,
     /// What was known when the plan was made.
     pub notes: Vec<String>,
     /// For how many milliseconds a running guest is watched.
@@ -66,56 +68,6 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// How often a running guest is looked at.
-const LOOK: Duration = Duration::from_millis(250);
-
-impl SettleDomain {
-    async fn watch(&self, cx: &StepContext, input: &SettleInput) -> Result<RunState, Fault> {
-        let (id, name) = (&input.new.domain.id, input.new.domain.name.as_str());
-        let mut left = Duration::from_millis(if input.resumed.is_some() { input.watch_ms } else { 0 });
-        loop {
-            let state = self.world.hypervisor.state(id).await;
-            let state =
-                state.map_err(|e| e.fault(codes::CANNOT_START_MACHINE, "look at the domain", name))?;
-            if state == RunState::Paused(PauseReason::IoError) {
-                let cause = "QEMU has stopped it because a disk could not be written";
-                return Err(Fault::permanent(codes::NOT_ENOUGH_DISK_SPACE, "let the guest run", name, cause)
-                    .remedy(format!(
-                        "Make room beside its images, `virsh resume {name}`, then settle the job"
-                    )));
-            }
-            if left.is_zero() || cx.stopping() || state == RunState::Off {
-                return Ok(state);
-            }
-            tokio::time::sleep(LOOK).await;
-            cx.progress.alive();
-            left = left.saturating_sub(LOOK);
-        }
-    }
-
-    async fn tidy(&self, cx: &StepContext, input: &SettleInput) -> Result<(), Fault> {
-        let Some((folder, name)) = input.memory.clone() else { return Ok(()) };
-        let (places, job) = (self.places.clone(), cx.job);
-        let object = folder.display().to_string();
-        let doing = "remove the copy of the memory image";
-        let gone = tokio::task::spawn_blocking(move || {
-            let folder = match places.roots.open_folder(&folder) {
-                Err(RootError::Missing { .. }) => return Ok(()),
-                folder => folder?,
-            };
-            folder.remove_file(&aside(job, name.as_str()))?;
-            folder.sync()
-        });
-        match gone.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => {
-                Err(place_fault(&e, codes::CANNOT_REMOVE_FILE, doing, &object).class(Class::Transient))
-            }
-            Err(e) => Err(Fault::permanent(Code::UNDEFINED, doing, object, e)),
-        }
-    }
-}
-
 #[async_trait]
 impl Step for SettleDomain {
     const KIND: StepKind = StepKind::new("settle-domain", 1);
@@ -123,24 +75,26 @@ impl Step for SettleDomain {
     type Output = Report;
 
     async fn run(&self, cx: &StepContext, input: SettleInput) -> Result<Report, Fault> {
-        let state = self.watch(cx, &input).await?;
-        self.tidy(cx, &input).await?;
+        let domain = &input.new.domain;
+        let watched = Duration::from_millis(if input.resumed.is_some() { input.watch_ms } else { 0 });
+        let (state, _) = watch::watch(&*self.world.hypervisor, cx, domain, false, watched).await?;
+        if let Some((folder, name)) = input.memory.clone() {
+            watch::remove_memory(&self.places, cx, folder, false, name).await?;
+        }
+        if input.autostart {
+            let set = self.world.hypervisor.set_autostart(&domain.id, true).await;
+            let doing = "let the domain start with the host";
+            set.map_err(|e| e.fault(codes::CANNOT_DEFINE_MACHINE, doing, &domain.name))?;
+        }
         let defined = cx.outputs.of::<DefineDomain>(&input.defined)?;
         let resumed = match &input.resumed {
             Some(step) => cx.outputs.of::<ResumeDomain>(step)?,
             None => None,
         };
-        let cold = resumed.is_some_and(|output| output.cold);
+        let cold = resumed.as_ref().is_some_and(|output| output.cold);
         let mut notes = input.notes;
-        if cold {
-            notes.push(
-                "Its QEMU ended right after it had been let go; it was started again without its memory, as after a \
-                 power cut."
-                    .to_owned(),
-            );
-        }
-        if state == RunState::Off && input.resumed.is_some() {
-            notes.push("It has shut down or crashed since.".to_owned());
+        if resumed.is_some() {
+            notes.extend(watch::since(state, cold));
         }
         Ok(Report {
             domain: input.new.domain.clone(),

@@ -111,7 +111,7 @@ impl StartDomain {
             return Err(Fault::permanent(Code::UNDEFINED, doing, name, "the memory was not restored"));
         };
         let looked_at = images.to_vec();
-        let untouched = tokio::task::spawn_blocking(move || written_to(&looked_at)).await;
+        let untouched = crate::blocking::run(move || written_to(&looked_at)).await;
         match untouched {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(path))) => {
@@ -201,13 +201,8 @@ impl Step for StartDomain {
 
     async fn probe(&self, cx: &StepContext, input: StartInput) -> Verdict<StartOutput> {
         let id = &input.new.domain.id;
-        if cx.still_running {
-            return Verdict::InFlight("the call has not returned".to_owned());
-        }
-        match fence::busy(&*self.0.hypervisor, id).await {
-            Ok(None) => {}
-            Ok(Some(what)) => return Verdict::InFlight(what),
-            Err(e) => return cannot_look(&e),
+        if let Some(verdict) = fence::under_way(&*self.0.hypervisor, id, cx.still_running).await {
+            return verdict;
         }
         let seen = match self.0.hypervisor.observe(id).await {
             Ok(seen) => seen,

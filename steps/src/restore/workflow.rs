@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde_json::Value;
 use vmkeep_workflow::ids::WorkflowName;
-use vmkeep_workflow::plan::{Probing, Retry, Undo};
+use vmkeep_workflow::plan::Retry;
 use vmkeep_workflow::{
-    Class, Code, Fault, Millis, Outputs, Plan, PlanContext, Registry, Step, StepName, StepSpec, Workflow,
+    Code, Fault, Millis, Outputs, Plan, PlanContext, Registry, StepName, StepSpec, Workflow,
 };
 
 use super::check::{self, Facts};
@@ -17,14 +17,17 @@ use super::folder::{PlaceInput, RestoreFolder};
 use super::identity::{NewDomain, StoredDefinition};
 use super::image::{ImageInput, RestoreImage};
 use super::layout::{Layout, lay_out};
+use super::machine::{self, MachineState, RestoreTpm, RestoreVariables, VariablesInput};
 use super::memory::{MemoryImageInput, RestoreMemory};
 use super::options::{RestoreOptions, RestoreSettings, Then};
 use super::resume::{ResumeDomain, ResumeInput};
+use super::rights;
 use super::settle::{SettleDomain, SettleInput};
 use super::start::{StartDomain, StartInput};
 use crate::codes;
 use crate::hypervisor::{DomainId, DomainRef};
 use crate::manifest::{Consistency, Manifest};
+use crate::recipe::{self, PATIENT_LOOK, PATIENTLY, patient, step};
 use crate::snapshot::{Places, World};
 use crate::text::bytes;
 
@@ -32,12 +35,6 @@ use crate::text::bytes;
 pub const NAME: &str = "restore";
 /// The version of the recipe.
 pub const VERSION: u32 = 1;
-
-/// Taking back what was made is tried for as long as it takes to restart a libvirtd.
-const PATIENTLY: Retry = Retry { attempts: 200, first: Millis(500), most: Millis::secs(30) };
-/// Loading a large memory takes its time, and its effect is looked for as long.
-const PATIENT_LOOK: Probing =
-    Probing { limit: Millis::secs(3600), first: Millis(250), most: Millis::secs(15) };
 
 /// The recipe. The subject of its jobs is the *new* domain: its UUID is made by whoever asks, at random.
 #[derive(Debug)]
@@ -61,6 +58,8 @@ impl Restore {
         registry
             .step(RestoreFolder(places.clone()))
             .step(RestoreImage(places.clone()))
+            .step(RestoreVariables(places.clone()))
+            .step(RestoreTpm { world: world.clone(), places: places.clone() })
             .step(RestoreMemory { world: world.clone(), places: places.clone() })
             .step(DefineDomain { world: world.clone(), places: places.clone() })
             .step(StartDomain(world.clone()))
@@ -70,17 +69,7 @@ impl Restore {
     }
 }
 
-fn step<S: Step>(
-    name: impl Into<StepName>,
-    title: impl Into<String>,
-    input: &S::Input,
-) -> Result<StepSpec, Fault> {
-    let input = serde_json::to_value(input)
-        .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the restore", S::KIND.to_string(), e))?;
-    Ok(StepSpec::new(name, S::KIND, title, input))
-}
-
-fn image_step(image: &ImageInput) -> StepName {
+pub(crate) fn image_step(image: &ImageInput) -> StepName {
     format!("image/{}", image.name).into()
 }
 
@@ -92,6 +81,7 @@ struct Build {
     images: Vec<ImageInput>,
     definition: StoredDefinition,
     memory: Option<MemoryImageInput>,
+    state: MachineState,
     then: Then,
     notes: Vec<String>,
     watch_ms: u64,
@@ -122,21 +112,39 @@ impl Workflow for Restore {
             check::memory(&self.world, &self.places, &options, manifest, saved).await?;
         }
         let original = check::original_exists(&self.world, manifest).await?;
-        let (without, mut notes) = check::others(&parsed, manifest, saved.is_some()).await?;
-        let Layout { images, disks } = lay_out(manifest, &options)?;
+        let (without, mut notes) = check::others(&parsed, manifest).await?;
+        let Layout { mut images, disks } = lay_out(manifest, &options)?;
         let links_down = original && !options.connect;
-        let new = NewDomain { domain, disks, without, links_down, same: false };
+        let beside = disks.first().and_then(|disk| disk.path.parent());
+        let mut state = machine::of(manifest, &parsed, &options, &domain, beside)?;
+        notes.append(&mut state.notes);
+        let trusted = !options.outside || options.trusted;
+        let whose =
+            rights::choose(self.settings.rights, manifest, trusted, &mut images, state.variables.as_mut());
+        notes.extend(whose.await?);
+        let new = NewDomain {
+            domain,
+            disks,
+            without,
+            links_down,
+            same: false,
+            nvram: state.variables.as_ref().map(VariablesInput::path),
+        };
         let memory = saved.and_then(|saved| memory_input(manifest, saved, &options, &new));
         let memory_room = memory.as_ref().map(|memory| (memory.folder.clone(), false, memory.wanted.size));
         let places = check::room(&self.places, self.settings, &images, memory_room).await?;
-        notes.extend(advice(manifest, &new, memory.is_some()));
+        notes.extend(advice(manifest, &new, memory.is_some(), parsed.devices.network_cards));
+        if manifest.autostart == Some(true) && !options.autostart {
+            let id = new.domain.id;
+            notes.push(format!("The original starts with the host, this one does not: virsh autostart {id}"));
+        }
 
         let facts = Facts {
             backup: options.backup.clone(),
             outside: options.outside,
             manifest: stored.hash,
             domain: new.domain.clone(),
-            free: images.iter().map(ImageInput::path).collect(),
+            free: images.iter().map(ImageInput::path).chain(new.nvram.clone()).collect(),
         };
         let facts = serde_json::to_value(facts)
             .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the restore", &options.name, e))?;
@@ -145,15 +153,12 @@ impl Workflow for Restore {
             (then, _) => then,
         };
         let watch_ms = self.settings.watch_ms;
-        Build { options, new, places, images, definition, memory, then, notes, watch_ms }
+        Build { options, new, places, images, definition, memory, state, then, notes, watch_ms }
             .plan(manifest, facts)
     }
 
     async fn check_facts(&self, plan: &Plan, _: &StepName, _: &Outputs) -> Result<Option<String>, Fault> {
-        let facts: Facts = serde_json::from_value(plan.facts.clone()).map_err(|e| {
-            Fault::permanent(Code::UNKNOWN_STEP_KIND, "read the plan's facts", plan.title.clone(), e)
-                .class(Class::Fatal)
-        })?;
+        let facts: Facts = recipe::facts(plan)?;
         facts.differ(&self.world, &self.places).await
     }
 }
@@ -183,7 +188,7 @@ fn memory_input(
 }
 
 /// What the owner of the new domain must know.
-fn advice(manifest: &Manifest, new: &NewDomain, with_memory: bool) -> Vec<String> {
+fn advice(manifest: &Manifest, new: &NewDomain, with_memory: bool, network_cards: usize) -> Vec<String> {
     let mut notes = Vec::new();
     let (old, at) = (&manifest.domain.name, manifest.point_in_time);
     if with_memory {
@@ -206,7 +211,7 @@ fn advice(manifest: &Manifest, new: &NewDomain, with_memory: bool) -> Vec<String
             (_, Consistency::Quiesced | Consistency::Off) => {}
         }
     }
-    if new.links_down {
+    if new.links_down && network_cards > 0 {
         notes.push(format!(
             "Its network links are down, because the original is still defined here. To put a cable in: \
              virsh domif-setlink {} ADDRESS up",
@@ -247,8 +252,25 @@ impl Build {
             steps.push(
                 step::<RestoreImage>(image_step(image), title, image)?
                     .after_all(self.folder_step(&image.folder))
-                    .undo(Undo { retry: PATIENTLY, deadline: None })
+                    .undo(patient())
                     .stall(Millis::secs(600)),
+            );
+        }
+        if let Some(variables) = &self.state.variables {
+            let title = format!("restore {} (firmware variables)", variables.path().display());
+            steps.push(
+                step::<RestoreVariables>("variables", title, variables)?
+                    .after_all(self.folder_step(&variables.folder))
+                    .undo(patient())
+                    .deadline(Millis::secs(120)),
+            );
+        }
+        if let Some(tpm) = &self.state.tpm {
+            steps.push(
+                step::<RestoreTpm>("tpm", "restore the TPM's state", tpm)?
+                    .after("folder/0")
+                    .undo(patient())
+                    .deadline(Millis::secs(120)),
             );
         }
         if let Some(memory) = &self.memory {
@@ -256,7 +278,7 @@ impl Build {
             steps.push(
                 step::<RestoreMemory>("memory", title, memory)?
                     .after_all(self.folder_step(&memory.folder))
-                    .undo(Undo { retry: PATIENTLY, deadline: None })
+                    .undo(patient())
                     .stall(Millis::secs(600)),
             );
         }
@@ -270,7 +292,7 @@ impl Build {
         steps.push(
             step::<DefineDomain>("define", format!("define {name}"), &define)?
                 .after_all(before)
-                .undo(Undo { retry: PATIENTLY, deadline: None })
+                .undo(patient())
                 .deadline(Millis::secs(180)),
         );
         let mut last: StepName = "define".into();
@@ -287,7 +309,7 @@ impl Build {
             steps.push(
                 step::<StartDomain>("start", title, &start)?
                     .after(last)
-                    .undo(Undo { retry: PATIENTLY, deadline: None })
+                    .undo(patient())
                     .retry(Retry { attempts: 2, ..Retry::default() })
                     .probing(PATIENT_LOOK),
             );
@@ -312,6 +334,7 @@ impl Build {
             memory: self.memory.as_ref().map(|m| (m.folder.clone(), m.wanted.name.clone())),
             defined: "define".into(),
             resumed: (self.then == Then::Running).then(|| "resume".into()),
+            autostart: self.options.autostart,
             notes: self.notes.clone(),
             watch_ms: self.watch_ms,
         };

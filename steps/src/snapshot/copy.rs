@@ -2,30 +2,25 @@
 //!
 //! The files stand still since the snapshot, so they are read as files. That they *do* stand still is checked against
 //! what they were right after the snapshot, also over interruptions: a resumed copy of a file that was written in
-//! between would mix two points in time, and so would one that begins anew.
-//!
-//! An attempt goes on where an earlier one was last known to be durable, whether that one was cut off (then a probe has
-//! looked at what is there) or has failed by itself (then the token is compared when the copy is opened). The one
-//! exception is a failed fsync: what is durable then is not known, and all is written again.
+//! between would mix two points in time, and so would one that begins anew. How it is copied: [`super::transfer`].
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::progress::Progress;
-use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, StepName, Verdict};
+use vmkeep_workflow::{Code, Fault, Step, StepContext, StepName, Verdict};
 
 use super::disk::JobDisk;
 use super::growth::Watch;
 use super::take::TakeSnapshot;
+use super::transfer::{self, Failing, Reports, transfer};
 use super::{Places, World};
 use crate::codes;
 use crate::hypervisor::DomainRef;
 use crate::image::chain::{FileToCopy, header_for};
-use crate::image::copy::{
-    self, Control, CopyError, Method, Observer, Options, ResumeToken, SourceFile, Start, Throttle,
-};
+use crate::image::copy::{self, Method, Options, SourceFile, Start, Throttle};
+use crate::image::qcow2::Format;
 use crate::image::root::RootError;
 use crate::image::space::LowWater;
 
@@ -87,26 +82,14 @@ impl Step for CopyImage {
         let taken = cx.outputs.of::<TakeSnapshot>(&input.taken)?;
         let frozen =
             taken.and_then(|taken| taken.frozen.into_iter().find(|(path, _)| *path == input.file.source));
-        let saved = cx.progress.saved();
-        let resume = cx.resume.as_ref().or(saved.as_ref()).and_then(ResumeToken::parse);
-        let again = cx.attempt > 1;
         let work = Work {
             places: self.places.clone(),
             input: input.clone(),
             frozen: frozen.map(|(_, identity)| identity),
-            start: match resume {
-                Some(token) => Start::Resume(Box::new(token)),
-                None if again => Start::Again,
-                None => Start::Fresh,
-            },
-            observer: Reports {
-                progress: cx.progress.clone(),
-                stop: cx.stop.clone(),
-                runtime: tokio::runtime::Handle::current(),
-                watch,
-            },
+            start: transfer::start(cx),
+            reports: Reports::of(cx, watch),
         };
-        let done = tokio::task::spawn_blocking(move || work.copy()).await;
+        let done = crate::blocking::run(move || work.copy()).await;
         match done {
             Ok(done) => done,
             Err(e) => {
@@ -119,26 +102,13 @@ impl Step for CopyImage {
         if cx.still_running {
             return Verdict::InFlight("the copy is going on".to_owned());
         }
-        let Some(token) = cx.progress.saved() else { return Verdict::NotDone };
-        let places = self.places.clone();
-        let fits = tokio::task::spawn_blocking(move || {
-            let found =
-                places.roots.open_folder(&input.folder).and_then(|folder| folder.stat(&input.file.name));
-            let parsed = ResumeToken::parse(&token)?;
-            matches!(found, Ok(Some(stat)) if parsed.fits_target(&stat)).then_some(token)
-        })
-        .await;
-        match fits {
-            Ok(Some(token)) => Verdict::Partial(token),
-            Ok(None) => Verdict::NotDone,
-            Err(e) => Verdict::Unknown(e.to_string()),
-        }
+        transfer::how_far(cx, &self.places, input.folder, input.file.name).await
     }
 
     async fn undo(&self, _: &StepContext, input: CopyInput, _: Option<CopyOutput>) -> Result<(), Fault> {
         let places = self.places.clone();
         let object = input.folder.join(input.file.name.as_str()).display().to_string();
-        let gone = tokio::task::spawn_blocking(move || {
+        let gone = crate::blocking::run(move || {
             let folder = match places.roots.open_folder(&input.folder) {
                 Err(RootError::Missing { .. }) => return Ok(()),
                 folder => folder?,
@@ -172,7 +142,7 @@ struct Work {
     input: CopyInput,
     frozen: Option<copy::Identity>,
     start: Start,
-    observer: Reports,
+    reports: Reports,
 }
 
 impl Work {
@@ -190,24 +160,19 @@ impl Work {
                 &self.object(),
             )
         })?;
-        let source = SourceFile::open(&file.source).map_err(|e| self.fault(e))?;
+        let source = match file.format {
+            Format::Raw => SourceFile::open_raw(&file.source),
+            Format::Qcow2 => SourceFile::open(&file.source),
+        };
+        let source = source.map_err(|e| failing(&self.object()).fault(e))?;
         self.stands_still(&source)?;
         let header = header_for(&source, file).map_err(|e| {
             Fault::permanent(codes::CHAIN_UNREADABLE, "read the image's header", self.object(), e)
         })?;
         let options = Options { header, throttle: Throttle::new(self.input.bandwidth), ..Options::default() };
-        let start = std::mem::take(&mut self.start);
-        let done = match copy::copy(&source, &folder, &file.name, start, &options, &self.observer) {
-            Err(CopyError::StaleToken { why }) => {
-                tracing::info!(why, "the copy begins anew");
-                copy::copy(&source, &folder, &file.name, Start::Again, &options, &self.observer)
-            }
-            done => done,
-        };
-        if let Err(CopyError::Sync { .. }) = &done {
-            self.observer.forget()?;
-        }
-        let done = done.map_err(|e| self.fault(e))?;
+        let (start, object) = (std::mem::take(&mut self.start), self.object());
+        let done =
+            transfer(&source, (&folder, &file.name), start, &options, &self.reports, &failing(&object))?;
         Ok(CopyOutput {
             name: file.name.as_str().to_owned(),
             size: done.size,
@@ -237,66 +202,8 @@ impl Work {
         )
         .remedy("Find out who did, then start the backup again"))
     }
-
-    fn fault(&self, e: CopyError) -> Fault {
-        let doing = "copy the image";
-        let object = self.object();
-        let permanent = |code, e: CopyError| Fault::permanent(code, doing, object.clone(), e);
-        match e {
-            CopyError::Stopped { .. } => Fault::stopped(doing, object),
-            CopyError::GaveUp { why, .. } => {
-                Fault::permanent(codes::OVERLAYS_OUTGREW_SPACE, doing, object, why)
-                    .remedy("Make room beside the guest's images, or back up at a quieter time")
-            }
-            CopyError::NoSpace { .. } => permanent(codes::NOT_ENOUGH_DISK_SPACE, e),
-            CopyError::SourceChanged { .. } | CopyError::SourceShrunk { .. } => {
-                permanent(codes::SOURCE_CHANGED, e)
-            }
-            CopyError::Place(place) => {
-                place_fault(&place, codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION, doing, &object)
-            }
-            CopyError::Internal { .. } => permanent(Code::UNDEFINED, e),
-            e => {
-                let transient =
-                    matches!(e, CopyError::Read { .. } | CopyError::Write { .. } | CopyError::Sync { .. });
-                let class = if transient { Class::Transient } else { Class::Permanent };
-                permanent(codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION, e).class(class)
-            }
-        }
-    }
 }
 
-/// Carries news from the copying threads to the engine, and wishes back.
-struct Reports {
-    progress: Progress,
-    stop: tokio_util::sync::CancellationToken,
-    runtime: tokio::runtime::Handle,
-    watch: Watch,
-}
-
-impl Reports {
-    /// Nothing of the copy is known to be durable any more.
-    fn forget(&self) -> Result<(), Fault> {
-        self.runtime.block_on(self.progress.save(&serde_json::Value::Null))
-    }
-}
-
-impl Observer for Reports {
-    fn control(&self) -> Control {
-        if let Some(why) = self.watch.alarm() {
-            return Control::GiveUp(why);
-        }
-        if self.stop.is_cancelled() { Control::Stop } else { Control::Continue }
-    }
-
-    fn progress(&self, done: u64, total: u64) {
-        self.progress.report(done, total, "bytes");
-    }
-
-    fn durable(&self, token: &ResumeToken) {
-        if let Err(fault) = self.runtime.block_on(self.progress.save(token)) {
-            // Then a later attempt begins earlier; nothing else is lost.
-            tracing::warn!(%fault, "how far the copy is was not stored");
-        }
-    }
+fn failing(object: &str) -> Failing<'_> {
+    Failing { doing: "copy the image", object, code: codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::JobId;
 
 use crate::hypervisor::{FileId, Layer, Target};
-use crate::image::name;
+use crate::image::{device, name};
 
 /// A disk that takes part in a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,12 @@ pub struct JobDisk {
     pub base: Layer,
     /// Which file that is.
     pub base_id: FileId,
+    /// It is a block device of the host, not a file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub device: bool,
+    /// What lasts of that device when its name leads elsewhere ([`device::lasting`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasting: Option<String>,
     /// The disk's size in bytes.
     pub virtual_size: u64,
     /// Where the guest writes meanwhile.
@@ -29,21 +35,52 @@ impl JobDisk {
     pub fn overlay_layer(&self) -> Layer {
         Layer { path: self.overlay.clone(), format: "qcow2".to_owned() }
     }
+
+    /// What the device's name leads to if that is not the device any more. Blocks.
+    #[must_use]
+    pub fn other_device(&self) -> Option<String> {
+        let was = self.lasting.as_ref()?;
+        let is = device::lasting(&self.base.path);
+        (is.as_ref() != Some(was)).then(|| is.unwrap_or_else(|| "nothing".to_owned()))
+    }
+
+    /// Whether a path means the base; of a device under any of its names.
+    #[must_use]
+    pub fn is_base(&self, path: &Path) -> bool {
+        path == self.base.path || (self.device && device::same(path, &self.base.path))
+    }
 }
 
-/// How the file names of overlays begin.
+/// How the names of files begin that lie beside others' and must not be taken for theirs.
 const PREFIX: &str = "vmkeep-";
 
-/// The path of an overlay: beside its base, with the job and the disk in its name.
+/// The path of an overlay in a folder: with the job and the disk in its name. A file's lies beside its base; one of a
+/// device in the folder that was configured for them, since nothing grows in `/dev`.
 #[must_use]
-pub fn overlay_path(base: &Path, job: JobId, target: &Target) -> PathBuf {
-    base.with_file_name(format!("{PREFIX}{}-{}.qcow2", job.short(), name::encode(&target.0)))
+pub fn overlay_path(folder: &Path, job: JobId, target: &Target) -> PathBuf {
+    folder.join(format!("{PREFIX}{}-{}.qcow2", job.short(), name::encode(&target.0)))
+}
+
+/// The path of a guest's state on a RAM disk.
+#[must_use]
+pub fn state_path(ram_disk: &Path, job: JobId, domain: &str) -> PathBuf {
+    ram_disk.join(format!("{PREFIX}{}-{}.state", job.short(), name::encode(domain)))
 }
 
 /// The job (its short id) that made an overlay, if the path is that of one.
 #[must_use]
 pub fn overlay_job(path: &Path) -> Option<&str> {
-    let rest = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(".qcow2")?;
+    job_of(path, ".qcow2")
+}
+
+/// The job (its short id) that saved a guest's state, if the path is that of one on a RAM disk.
+#[must_use]
+pub fn state_job(path: &Path) -> Option<&str> {
+    job_of(path, ".state")
+}
+
+fn job_of<'a>(path: &'a Path, suffix: &str) -> Option<&'a str> {
+    let rest = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(suffix)?;
     let (job, target) = rest.split_once('-')?;
     let hexadecimal = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     (job.len() == 12 && job.bytes().all(hexadecimal) && !target.is_empty()).then_some(job)
@@ -54,9 +91,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_overlay_lies_beside_its_base_and_tells_its_job() {
+    fn an_overlay_tells_its_job() {
         let job = JobId::new();
-        let path = overlay_path(Path::new("/var/lib/images/web 1.qcow2"), job, &Target::from("vda"));
+        let path = overlay_path(Path::new("/var/lib/images"), job, &Target::from("vda"));
         assert_eq!(path.parent(), Some(Path::new("/var/lib/images")));
         assert_eq!(overlay_job(&path), Some(job.short().as_str()));
     }
@@ -77,7 +114,7 @@ mod tests {
 
     #[test]
     fn strange_targets_stay_within_the_folder() {
-        let path = overlay_path(Path::new("/i/a"), JobId::new(), &Target::from("../x/ y"));
+        let path = overlay_path(Path::new("/i"), JobId::new(), &Target::from("../x/ y"));
         assert_eq!(path.parent(), Some(Path::new("/i")));
         assert!(overlay_job(&path).is_some());
     }

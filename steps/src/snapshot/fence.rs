@@ -84,3 +84,19 @@ pub(crate) async fn not_done<T>(
         Err(e) => super::cannot_look(&e),
     }
 }
+
+/// The verdict on a step as long as something is still under way on the domain; none when the world may be looked at.
+pub(crate) async fn under_way<T>(
+    hypervisor: &dyn Hypervisor,
+    domain: &DomainId,
+    still_running: bool,
+) -> Option<Verdict<T>> {
+    if still_running {
+        return Some(Verdict::InFlight("the call has not returned".to_owned()));
+    }
+    match busy(hypervisor, domain).await {
+        Ok(None) => None,
+        Ok(Some(what)) => Some(Verdict::InFlight(what)),
+        Err(e) => Some(super::cannot_look(&e)),
+    }
+}

@@ -99,7 +99,7 @@ impl PrepareFolder {
     ) -> Result<(), Fault> {
         let places = self.0.clone();
         let object = input.path().display().to_string();
-        match tokio::task::spawn_blocking(move || work(&places, &input)).await {
+        match crate::blocking::run(move || work(&places, &input)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(place_fault(&e, codes::CANNOT_CREATE_DIRECTORY, doing, &object)),
             Err(e) => Err(Fault::permanent(Code::UNDEFINED, doing, object, e)),

@@ -7,7 +7,8 @@
 //! being made, where the file system can clone) gets new ones when it is written to. What is free tells nothing of
 //! that, so nothing is assumed to be overwritten in place ([`to_commit`]).
 //!
-//! A copy is therefore given up while what is free still suffices to bring the overlays home.
+//! A copy is therefore given up while what is free still suffices to bring the overlays home. A block device has all its room:
+//! what goes back to one needs none, and only where its overlay grows is looked at.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,8 +19,9 @@ use super::disk::JobDisk;
 use crate::hypervisor::{DomainId, HvError, Image, PauseReason, RunState, Trouble};
 use crate::image::space::{LowWater, Space};
 
-/// How often it is looked.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the guest still runs; the room is measured at every so manieth look.
+const LOOK: Duration = Duration::from_millis(200);
+const MEASURE: u32 = 5;
 
 /// Why the overlays must be committed now; nothing while there is room.
 ///
@@ -31,8 +33,8 @@ pub async fn outgrown(
     disks: &[JobDisk],
     low: LowWater,
 ) -> Result<Option<String>, HvError> {
-    if world.hypervisor.state(domain).await? == RunState::Paused(PauseReason::IoError) {
-        return Ok(Some("QEMU has stopped the guest because a disk could not be written".to_owned()));
+    if let Some(why) = stopped(world, domain).await? {
+        return Ok(Some(why));
     }
     let mut taken: BTreeMap<u64, (u64, Space)> = BTreeMap::new();
     for disk in disks {
@@ -42,9 +44,11 @@ pub async fn outgrown(
             Err(e) if e.trouble == Trouble::Refused => None,
             base => base?,
         };
-        let (grows, goes) =
-            (world.storage.space(&disk.overlay).await?, world.storage.space(&disk.base.path).await?);
-        for (room, needed) in [(grows, 0), (goes, to_commit(&overlay, base.as_ref()))] {
+        let mut rooms = vec![(world.storage.space(&disk.overlay).await?, 0)];
+        if !disk.device {
+            rooms.push((world.storage.space(&disk.base.path).await?, to_commit(&overlay, base.as_ref())));
+        }
+        for (room, needed) in rooms {
             let entry = taken.entry(room.dev).or_insert((0, Space { total: room.total, free: room.free }));
             entry.0 = entry.0.saturating_add(needed);
         }
@@ -55,6 +59,13 @@ pub async fn outgrown(
             space.free
         )
     }))
+}
+
+/// Whether it is too late: QEMU has stopped the guest.
+async fn stopped(world: &World, domain: &DomainId) -> Result<Option<String>, HvError> {
+    let state = world.hypervisor.state(domain).await?;
+    let why = || "QEMU has stopped the guest because a disk could not be written".to_owned();
+    Ok((state == RunState::Paused(PauseReason::IoError)).then(why))
 }
 
 /// Bytes that it may take to commit an overlay into its base, if nothing can be overwritten in place.
@@ -93,8 +104,13 @@ impl Watch {
         let found = Arc::new(Mutex::new(None));
         let place = Arc::clone(&found);
         let task = tokio::spawn(async move {
-            loop {
-                match outgrown(&world, &domain, &disks, low).await {
+            for look in 0_u32.. {
+                let found = if look % MEASURE == 0 {
+                    outgrown(&world, &domain, &disks, low).await
+                } else {
+                    stopped(&world, &domain).await
+                };
+                match found {
                     Ok(None) => {}
                     Ok(Some(why)) => {
                         *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::touch;
+
 /// The magic word of a whole image.
 pub const WHOLE: &[u8; 16] = b"LibvirtQemudSave";
 
@@ -122,6 +124,7 @@ pub fn form(header: &[u8; 32]) -> Form {
 pub fn settle(path: &Path) -> std::io::Result<MemoryFile> {
     let found = look(path)?;
     if found == MemoryFile::Whole {
+        touch("sync a file")?;
         std::fs::File::open(path)?.sync_all()?;
         if let Some(folder) = path.parent() {
             std::fs::File::open(folder)?.sync_all()?;

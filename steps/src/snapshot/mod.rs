@@ -1,4 +1,4 @@
-//! The steps of a live snapshot.
+//! The steps of a snapshot.
 //!
 //! Why they stand in this order, what each may rely on, and what every kind of crash leaves behind is in `STEPS.md`
 //! beside this crate's manifest; its six rules are the invariants of this folder. In short: at every instant at which
@@ -10,9 +10,12 @@
 //! | [`stand`] | where a disk stands, from all three who have an opinion: the decision table |
 //! | [`fence`] | whether a call that was cut off can still take effect |
 //! | [`safety`] | setting a guest free that we hold, without a journal |
+//! | [`rescue`] | letting a guest run again that was stopped because our overlay could not grow |
 //! | [`mark`], [`overlay`], [`switch`] | the preparations |
 //! | [`freeze`], [`take`], [`memory`] | the act |
-//! | [`folder`], [`copy`], [`growth`], [`publish`] | the backup |
+//! | [`rest`], [`saved`] | the act where the domain is off, or saved by libvirt |
+//! | [`machine`] | firmware variables and TPM state |
+//! | [`folder`], [`copy`], `transfer`, [`growth`], [`publish`] | the backup |
 //! | [`commit`], [`pivot`], [`tidy`] | the way back |
 
 pub mod commit;
@@ -22,16 +25,21 @@ pub mod fence;
 pub mod folder;
 pub mod freeze;
 pub mod growth;
+pub mod machine;
 pub mod mark;
 pub mod memory;
 pub mod overlay;
 pub mod pivot;
 pub mod publish;
+pub mod rescue;
+pub mod rest;
 pub mod safety;
+pub mod saved;
 pub mod stand;
 pub mod switch;
 pub mod take;
 pub mod tidy;
+pub(crate) mod transfer;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -41,7 +49,7 @@ use std::sync::Arc;
 
 use vmkeep_workflow::{Class, Code, Fault, Verdict};
 
-use crate::hypervisor::{DomainId, HvError, Hypervisor, Observation, Storage, Trouble};
+use crate::hypervisor::{DomainId, HvError, Hypervisor, InHand, Observation, Storage, Trouble};
 use crate::image::root::{Folder, RootError, Roots, TargetRoot};
 
 /// The world that the steps work in.
@@ -60,6 +68,14 @@ impl std::fmt::Debug for World {
 }
 
 impl World {
+    /// Takes a guest in hand, before it is looked whether it runs and until it was let run or made to stand still.
+    pub(crate) async fn in_hand(&self, domain: &DomainId) -> Option<InHand> {
+        match self.hypervisor.standstills() {
+            Some(guests) => Some(guests.take(domain).await),
+            None => None,
+        }
+    }
+
     /// Everything there is to see of a domain; a failure becomes the step's. That one could not look is never final:
     /// a QEMU that is just dying, or a libvirtd that is just starting, answers the strangest things.
     pub(crate) async fn observe(&self, domain: &DomainId, code: Code) -> Result<Observation, Fault> {

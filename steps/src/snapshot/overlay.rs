@@ -13,9 +13,11 @@ use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 use super::disk::JobDisk;
 use super::{World, cannot_look, not_looked, on_the_way_back};
 use crate::codes;
-use crate::hypervisor::{DomainRef, FileId, HvResult, Image, Observation, OverlaySpec, Trouble};
+use crate::hypervisor::{
+    Bitmap, DomainRef, FileId, HvResult, Image, Layer, Observation, OverlaySpec, Trouble,
+};
 
-/// Makes an empty overlay beside a base.
+/// Makes an empty overlay of a base.
 #[derive(Debug)]
 pub struct CreateOverlay(pub World);
 
@@ -26,6 +28,10 @@ pub struct OverlayInput {
     pub domain: DomainRef,
     /// The disk.
     pub disk: JobDisk,
+    /// Bitmaps that it needs because the guest will be started anew on it; none for a guest that is moved while it runs,
+    /// whose bitmaps libvirt carries over itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<Bitmap>,
 }
 
 /// What it leaves.
@@ -37,7 +43,8 @@ pub struct OverlayOutput {
 
 /// Whether an image is the overlay that was asked for, as it was made.
 fn as_made(image: &Image, disk: &JobDisk) -> bool {
-    image.empty && image.virtual_size == disk.virtual_size && image.backing.as_ref() == Some(&disk.base)
+    let on_base = |below: &Layer| disk.is_base(&below.path) && below.format == disk.base.format;
+    image.empty && image.virtual_size == disk.virtual_size && image.backing.as_ref().is_some_and(on_base)
 }
 
 #[async_trait]
@@ -65,6 +72,7 @@ impl Step for CreateOverlay {
             virtual_size: disk.virtual_size,
         };
         let image = self.0.storage.create_overlay(&spec).await.map_err(fault)?;
+        self.0.storage.add_bitmaps(&disk.overlay, &input.bitmaps).await.map_err(fault)?;
         if !as_made(&image, disk) {
             return Err(Fault::permanent(
                 codes::CANNOT_CREATE_EMPTY_DISK_IMAGE,

@@ -8,10 +8,11 @@
 //! The step goes on from whatever it finds: no disk moved, some, all; a guest that is off; a guest that we hold since
 //! an attempt that was cut off.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Class, Fault, Step, StepContext, Verdict};
 
@@ -21,7 +22,9 @@ use super::stand::{CommitStand, Stand};
 use super::switch::{Names, names, persistent, to_bases, to_layer};
 use super::{World, cannot_look, fence, not_looked, on_the_way_back, safety};
 use crate::codes;
-use crate::hypervisor::{DomainRef, Hold, HvError, Marker, Observation, PauseReason, RunState, Trouble};
+use crate::hypervisor::{
+    Definition, DomainRef, Hold, HvError, Marker, Observation, PauseReason, RunState, Trouble,
+};
 
 /// So long the guest may stand still while the last of its writes are committed.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -44,7 +47,7 @@ pub struct PivotInput {
     pub definition: String,
     /// The disks.
     pub disks: Vec<JobDisk>,
-    /// The QEMU process that the plan was made for.
+    /// The QEMU process that the plan was made for; empty if the domain was off.
     pub instance: String,
     /// Bytes per second for what is still to be committed; 0 for no limit.
     #[serde(default)]
@@ -73,7 +76,7 @@ impl Step for Pivot {
             step: self,
             cx,
             input: &input,
-            merge: Merge { world: &self.0, domain: &input.domain, bandwidth: input.bandwidth },
+            merge: Merge { world: &self.0, domain: &input.domain, bandwidth: input.bandwidth, ran: false },
         };
         let mut output = PivotOutput::default();
         let mut first = cx.attempt == 1;
@@ -81,7 +84,7 @@ impl Step for Pivot {
             let seen = self.0.observe(&input.domain.id, codes::CANNOT_MERGE_DISK_IMAGES).await?;
             // Later on a guest may run on its base because this very step has led it there.
             for disk in input.disks.iter().filter(|_| first) {
-                work.merge.base_is_ours(&seen, disk, &input.instance).await?;
+                work.merge.base_is_ours(&seen, disk, Some(&input.instance)).await?;
             }
             first = false;
             let back = if seen.state.is_active() {
@@ -108,7 +111,7 @@ impl Step for Pivot {
         for disk in &input.disks {
             match Stand::of(&seen, disk) {
                 Stand::Elsewhere(what) => return Verdict::Diverged(format!("disk {}: {what}", disk.target)),
-                Stand::OnBase { libvirt_lost: false } | Stand::Off => {}
+                Stand::OnBase { libvirt_lost: false } | Stand::Off | Stand::Unplugged => {}
                 Stand::OnOverlay { .. } | Stand::OnBase { libvirt_lost: true } => {
                     return fence::not_done(&*self.0.hypervisor, &input.domain.id, cx.still_running).await;
                 }
@@ -120,13 +123,28 @@ impl Step for Pivot {
                 .marker
                 .as_ref()
                 .is_some_and(|m| m.store == input.store && m.hold == Some(Hold::Suspended));
-        if !home || held || cx.still_running {
+        // libvirt writes what lies below a disk into the definition when it pivots; somebody else's change stays.
+        let as_it_was = self.below_is_as_it_was(&seen, &input);
+        if !home || held || !as_it_was || cx.still_running {
             return fence::not_done(&*self.0.hypervisor, &input.domain.id, cx.still_running).await;
         }
         match self.0.hypervisor.sync_definitions().await {
             Ok(()) => Verdict::Done(PivotOutput::default()),
             Err(e) => cannot_look(&e),
         }
+    }
+}
+
+impl Pivot {
+    /// Whether the definition says of what lies below the disks what it said before the job. If it cannot be told, it
+    /// does: the definition is right either way.
+    fn below_is_as_it_was(&self, seen: &Observation, input: &PivotInput) -> bool {
+        let Ok(was) = self.0.hypervisor.parse_definition(&input.definition) else { return true };
+        let Some(now) = &seen.persistent else { return true };
+        let below = |definition: &Definition, disk: &JobDisk| {
+            definition.disk(&disk.target).map(|disk| disk.backing.clone())
+        };
+        input.disks.iter().all(|disk| below(&was, disk) == below(now, disk))
     }
 }
 
@@ -162,6 +180,9 @@ impl Work<'_> {
                 Stand::Elsewhere(what) => return Err(self.merge.elsewhere(disk, what)),
                 Stand::Off => return Ok(false),
                 Stand::OnBase { .. } => {}
+                Stand::Unplugged => {
+                    self.merge.offline(disk, false).await?;
+                }
                 Stand::OnOverlay { .. } => {
                     on_overlay = true;
                     match self.merge.bring_near(self.cx, disk).await? {
@@ -177,6 +198,8 @@ impl Work<'_> {
             self.definition_as_it_was(seen, output).await?;
             return Ok(true);
         }
+        // Until the guest is free again nobody else may let it run.
+        let _alone = self.world().in_hand(&self.input.domain.id).await;
         // Getting there may have taken long.
         let seen = self.world().observe(&self.input.domain.id, codes::CANNOT_MERGE_DISK_IMAGES).await?;
         let held = match seen.state {
@@ -212,7 +235,7 @@ impl Work<'_> {
     async fn move_all(&self, before: &Observation) -> Result<(), Fault> {
         let hypervisor = &self.world().hypervisor;
         let id = &self.input.domain.id;
-        if before.state == RunState::Running {
+        if before.state == RunState::Running && !vmkeep_workflow::mutation::on("pivot-running") {
             hypervisor.suspend(id).await.map_err(|e| self.fault(e, "stop the guest for the pivot"))?;
         }
         let begun = Instant::now();
@@ -246,7 +269,7 @@ impl Work<'_> {
             })?;
             // libvirt's belief does not change without libvirt.
             match Stand::read(qemu.as_ref(), before.live.as_ref(), disk) {
-                Stand::OnBase { .. } => return Ok(()),
+                Stand::OnBase { .. } | Stand::Unplugged => return Ok(()),
                 Stand::OnOverlay { through, commit: CommitStand::Ready } => {
                     return hypervisor
                         .commit_pivot(id, &self.merge.commit(disk, through))
@@ -300,7 +323,8 @@ impl Work<'_> {
     }
 
     fn all_on_base(&self, seen: &Observation) -> bool {
-        self.input.disks.iter().all(|disk| matches!(Stand::of(seen, disk), Stand::OnBase { .. }))
+        let home = |disk| matches!(Stand::of(seen, disk), Stand::OnBase { .. } | Stand::Unplugged);
+        self.input.disks.iter().all(home)
     }
 
     /// The disks' elements become what they were before the job, durably. A disk that somebody has pointed elsewhere
@@ -310,7 +334,7 @@ impl Work<'_> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for disk in &self.input.disks {
             let file = definition.file(&disk.target);
-            if file == Some(&disk.base.path) || file == Some(&disk.overlay) {
+            if file.is_some_and(|file| disk.is_base(file) || *file == disk.overlay) {
                 ours.push(disk.clone());
             } else {
                 theirs.push(disk.target.to_string());
@@ -338,12 +362,14 @@ impl Work<'_> {
 
     /// A domain that is off. Says whether it is back; `false` if it was started meanwhile.
     async fn off(&self, seen: &Observation, output: &mut PivotOutput) -> Result<bool, Fault> {
+        self.merge.not_saved_onto(self.cx, seen, &self.input.disks).await?;
         for disk in &self.input.disks {
-            if seen.persistent.as_ref().and_then(|d| d.file(&disk.target)) == Some(&disk.base.path) {
+            let named = seen.persistent.as_ref().and_then(|d| d.file(&disk.target));
+            if named.is_some_and(|named| disk.is_base(named)) {
                 // It starts on its base already: what the overlay held is there, or `base_is_ours` had spoken.
                 continue;
             }
-            if !self.merge.offline(disk).await? {
+            if !self.merge.offline(disk, true).await? {
                 return Ok(false);
             }
         }
@@ -351,11 +377,13 @@ impl Work<'_> {
         // Started between the commit and the define? Then QEMU is on an overlay that equals its base, and has not run
         // a single instruction of the guest's yet. The definition follows it, and the commit goes on live.
         let again = self.world().observe(&self.input.domain.id, codes::CANNOT_MERGE_DISK_IMAGES).await?;
-        if !again.state.is_active() {
+        let saved = again.managed_save || (again.saved == Some(true) && seen.saved != Some(true));
+        if !again.state.is_active() && !saved {
             return Ok(true);
         }
         for disk in &self.input.disks {
-            if matches!(Stand::of(&again, disk), Stand::OnOverlay { .. }) {
+            // One that was saved as well comes back on its overlays.
+            if saved || matches!(Stand::of(&again, disk), Stand::OnOverlay { .. }) {
                 self.world()
                     .hypervisor
                     .redefine_disks(&self.input.domain.id, &to_layer(disk, disk.overlay_layer()))

@@ -16,16 +16,18 @@ use vmkeep_workflow::{Code, Fault, JobId, Step, StepContext, StepName, Verdict};
 use super::Places;
 use super::copy::{CopyImage, place_fault};
 use super::freeze::FreezeGuest;
+use super::machine::{KeepOutput, KeepState};
 use super::memory::{self, Form, WHOLE};
 use super::take::{TakeOutput, TakeSnapshot};
 use crate::codes;
 use crate::image::chain::FileToCopy;
-use crate::image::copy::{self, Control, Observer, SourceFile};
+use crate::image::copy::{self, SourceFile};
 use crate::image::root::{Component, Folder, RelPath, RootError};
 use crate::manifest::folder::{DEFINITION, LIVE_DEFINITION, MEMORY, fixed};
 use crate::manifest::{
     self, BackupId, Consistency, Digest, FileEntry, Host, LeftOut, Manifest, ManifestError, Role,
 };
+use crate::save::ResumeGuest;
 
 /// Hashes the memory image.
 #[derive(Debug)]
@@ -50,6 +52,9 @@ pub struct SealOutput {
     /// The image; nothing if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Sealed>,
+    /// Why there is none although there should be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
 }
 
 /// A memory image.
@@ -63,18 +68,6 @@ pub struct Sealed {
     pub form: Form,
 }
 
-struct Asked<'a>(&'a StepContext);
-
-impl Observer for Asked<'_> {
-    fn control(&self) -> Control {
-        if self.0.stopping() { Control::Stop } else { Control::Continue }
-    }
-
-    fn progress(&self, done: u64, total: u64) {
-        self.0.progress.report(done, total, "bytes");
-    }
-}
-
 #[async_trait]
 impl Step for SealMemory {
     const KIND: StepKind = StepKind::new("seal-memory", 1);
@@ -83,12 +76,12 @@ impl Step for SealMemory {
 
     async fn run(&self, cx: &StepContext, input: SealInput) -> Result<SealOutput, Fault> {
         let Some(path) = cx.outputs.of::<TakeSnapshot>(&input.taken)?.and_then(|taken| taken.memory) else {
-            return Ok(SealOutput { memory: None });
+            return Ok(SealOutput { memory: None, lost: None });
         };
         let (cx, object) = (cx.clone(), path.display().to_string());
         let doing = "read the memory image";
-        match tokio::task::spawn_blocking(move || seal(&path, &cx)).await {
-            Ok(Ok(sealed)) => Ok(SealOutput { memory: Some(sealed) }),
+        match crate::blocking::run(move || seal(&path, &cx)).await {
+            Ok(Ok(sealed)) => Ok(SealOutput { memory: Some(sealed), lost: None }),
             Ok(Err(copy::CopyError::Stopped { .. })) => Err(Fault::stopped(doing, object)),
             Ok(Err(e)) => Err(Fault::transient(codes::MEMORY_LOST, doing, object, e)),
             Err(e) => Err(Fault::permanent(Code::UNDEFINED, doing, object, e)),
@@ -109,7 +102,7 @@ fn seal(path: &std::path::Path, cx: &StepContext) -> Result<Sealed, copy::CopyEr
     if &header[..16] != WHOLE {
         return Err(copy::CopyError::SourceShrunk { offset: 0, size: source.identity().size });
     }
-    let hash = copy::hash(&source, None, &Asked(cx))?;
+    let hash = copy::hash(&source, None, cx)?;
     Ok(Sealed { size: source.identity().size, hash: hash.to_hex().to_string(), form: memory::form(&header) })
 }
 
@@ -156,6 +149,15 @@ pub struct PublishInput {
     /// The step that sealed the memory, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<StepName>,
+    /// Whether the domain starts with the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
+    /// The step that kept firmware variables and TPM state, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<StepName>,
+    /// The step that let a saved guest run again, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<StepName>,
 }
 
 /// What publishing leaves.
@@ -182,7 +184,7 @@ impl Step for Publish {
         let (places, path) = (self.0.clone(), input.folder.clone());
         let object = path.display().to_string();
         let backup = manifest.backup;
-        let done = tokio::task::spawn_blocking(move || {
+        let done = crate::blocking::run(move || {
             let folder = places.roots.open_folder(&path)?;
             for (name, text) in files {
                 write(&folder, name, text.as_bytes())?;
@@ -202,7 +204,7 @@ impl Step for Publish {
             return Verdict::InFlight("it has not returned".to_owned());
         }
         let (places, path, wanted) = (self.0.clone(), input.folder, backup_id(cx.job));
-        let found = tokio::task::spawn_blocking(move || {
+        let found = crate::blocking::run(move || {
             let folder = places.roots.open_folder(&path)?;
             let stored = manifest::read(&folder)?;
             folder.sync()?;
@@ -274,6 +276,7 @@ fn describe(cx: &StepContext, input: &PublishInput) -> Result<(Texts, Manifest),
             virtual_size: Some(file.virtual_size),
             backing: file.backing.as_ref().map(|below| below.name.clone()),
             source: Some(file.source.display().to_string()),
+            rights: file.rights.clone(),
             ..entry(
                 file.name.clone(),
                 if top { Role::Disk } else { Role::Base },
@@ -282,8 +285,12 @@ fn describe(cx: &StepContext, input: &PublishInput) -> Result<(Texts, Manifest),
             )
         });
     }
-    let sealed = match &input.sealed {
-        Some(step) => required(cx.outputs.of::<SealMemory>(step)?, step)?.memory,
+    let SealOutput { memory: sealed, lost } = match &input.sealed {
+        Some(step) => required(cx.outputs.of::<SealMemory>(step)?, step)?,
+        None => SealOutput { memory: None, lost: None },
+    };
+    let resumed = match &input.resumed {
+        Some(step) => cx.outputs.of::<ResumeGuest>(step)?,
         None => None,
     };
     let memory = match (&sealed, &input.sealed) {
@@ -293,14 +300,15 @@ fn describe(cx: &StepContext, input: &PublishInput) -> Result<(Texts, Manifest),
                 file: fixed(MEMORY),
                 version: sealed.form.version,
                 compression: sealed.form.compression.clone(),
+                downtime_ms: resumed.as_ref().and_then(|resumed| resumed.downtime_ms),
                 unknown: manifest::Unknown::new(),
             })
         }
         _ => manifest::Memory::None {
-            reason: taken
-                .without_memory
-                .clone()
-                .unwrap_or_else(|| "only the disks were asked for".to_owned()),
+            reason: taken.without_memory.clone().or_else(|| lost.clone()).unwrap_or_else(|| {
+                let off = "the domain was shut off";
+                if taken.off { off } else { "only the disks were asked for" }.to_owned()
+            }),
         },
     };
     let frozen = match &input.frozen {
@@ -309,18 +317,33 @@ fn describe(cx: &StepContext, input: &PublishInput) -> Result<(Texts, Manifest),
     };
     let consistency = match (&memory, &frozen) {
         (manifest::Memory::Saved(_), _) => Consistency::MemoryAndDisks,
-        (_, Some(frozen)) if frozen.file_systems > 0 => Consistency::Quiesced,
+        (_, Some(frozen)) if frozen.file_systems > 0 && taken.thawed.is_none() => Consistency::Quiesced,
+        _ if taken.off => Consistency::Off,
         _ => Consistency::Crash,
     };
+    let kept = match &input.kept {
+        Some(step) => required(cx.outputs.of::<KeepState>(step)?, step)?,
+        None => KeepOutput::default(),
+    };
+    files.extend(kept.files);
     let mut warnings = input.warnings.clone();
-    warnings.extend(taken.without_memory.map(|why| format!("the memory is not in the backup: {why}")));
+    warnings.extend(kept.warnings);
+    warnings.extend(resumed.and_then(|resumed| {
+        let why = resumed.why?;
+        Some(format!("the guest did not come back with its memory: {why}"))
+    }));
+    warnings
+        .extend(taken.without_memory.or(lost).map(|why| format!("the memory is not in the backup: {why}")));
+    warnings.extend(
+        taken.thawed.map(|why| format!("the guest's file systems were frozen for the snapshot, but {why}")),
+    );
     warnings.extend(
         frozen.and_then(|f| f.why_not).map(|why| format!("the guest's file systems were not frozen: {why}")),
     );
     let manifest = Manifest {
         format: manifest::FORMAT.to_owned(),
         version: manifest::VERSION,
-        min_reader: manifest::MIN_READER,
+        min_reader: manifest::needed_reader(kept.nvram.as_ref(), kept.tpm.as_ref()),
         backup: backup_id(cx.job),
         job: cx.job.uuid(),
         tool: input.tool.clone(),
@@ -335,6 +358,9 @@ fn describe(cx: &StepContext, input: &PublishInput) -> Result<(Texts, Manifest),
         consistency,
         disks: input.disks.iter().map(|disk| disk_entry(disk, input)).collect(),
         memory,
+        nvram: kept.nvram,
+        tpm: kept.tpm,
+        autostart: input.autostart,
         left_out: input.left_out.clone(),
         files,
         warnings,
@@ -364,6 +390,7 @@ fn entry(name: Component, role: Role, size: u64, blake3: Digest) -> FileEntry {
         virtual_size: None,
         backing: None,
         source: None,
+        rights: None,
         unknown: manifest::Unknown::new(),
     }
 }
@@ -377,4 +404,30 @@ fn required<T>(output: Option<T>, step: &StepName) -> Result<T, Fault> {
     output.ok_or_else(|| {
         Fault::permanent(Code::UNDEFINED, "publish the backup", step.to_string(), "this step has no outcome")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::codes::assert_told;
+    use crate::image::root::Roots;
+
+    #[test]
+    fn a_definition_that_cannot_be_written_is_no_backup_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        // A folder where the file should be.
+        std::fs::create_dir(dir.path().join(DEFINITION)).unwrap();
+        let folder = Roots::open([dir.path()]).unwrap().open_folder(dir.path()).unwrap();
+        let failed = write(&folder, DEFINITION, b"<domain/>").unwrap_err();
+        let fault = fault(&failed, &dir.path().display().to_string());
+        assert_told(&fault, codes::CANNOT_COPY_XML_TO_BACKUP_LOCATION, dir.path().to_str().unwrap());
+        assert!(fault.cause.contains(DEFINITION), "{fault}");
+        assert!(dir.path().join(DEFINITION).is_dir(), "what is in the way is somebody's");
+        // Nothing refers to it: without a manifest it is no backup.
+        let places = Places { roots: Arc::new(Roots::open([dir.path()]).unwrap()) };
+        let folder = places.roots.open_folder(dir.path()).unwrap();
+        assert!(matches!(manifest::read(&folder), Err(ManifestError::Place(RootError::Missing { .. }))));
+    }
 }

@@ -13,11 +13,12 @@
 //! difference between a definition and QEMU is somebody's pending change.
 
 use crate::hypervisor::{
-    Definition, DiskChange, DiskSource, DomainId, Hold, HvError, Layer, Marker, Observation, Qemu, RunState,
+    Definition, DiskChange, DomainId, Hold, HvError, Layer, Marker, Observation, Qemu, RunState, Trouble,
 };
 
-use super::World;
 use super::disk::overlay_job;
+use super::{World, fence};
+use crate::image::device;
 
 /// What was done about a hold.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -36,6 +37,11 @@ pub enum Release {
     },
 }
 
+/// Whether a marker says that the guest is held.
+pub(crate) fn holds(marker: &Marker) -> bool {
+    !matches!(marker.hold, None | Some(Hold::Resumed))
+}
+
 /// Sets a domain's guest free if it is this store that holds it.
 ///
 /// # Errors
@@ -51,13 +57,31 @@ pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Re
         return Ok(Release::NotHeld);
     };
     match marker.hold {
-        None | Some(Hold::Begun) => Ok(Release::NotHeld),
+        None | Some(Hold::Begun | Hold::Resumed) => Ok(Release::NotHeld),
         Some(_) if !seen.state.is_active() => Ok(Release::NotHeld),
         Some(Hold::Frozen) => {
             world.hypervisor.thaw(domain).await?;
             let free = Marker { hold: None, ..marker };
             world.hypervisor.set_hold(domain, &free).await?;
             Ok(Release::Thawed)
+        }
+        Some(Hold::Reloaded) => {
+            if fence::busy(&*world.hypervisor, domain).await?.is_some() {
+                return Ok(Release::Waiting);
+            }
+            if let Some(target) = seen.qemu.iter().find_map(without_its_base) {
+                let message = format!("QEMU has opened the overlay of {target} without what lies under it");
+                return Err(HvError::new(Trouble::Refused, message));
+            }
+            let free = Marker { hold: None, ..marker.clone() };
+            // From the guest's first instruction on the state must never be loaded again.
+            let used = Marker { hold: Some(Hold::Resumed), ..marker };
+            world.hypervisor.note(domain, &used).await?;
+            if matches!(seen.state, RunState::Paused(_)) {
+                world.hypervisor.resume(domain).await?;
+            }
+            world.hypervisor.set_hold(domain, &free).await?;
+            Ok(Release::Resumed { redefined: Vec::new() })
         }
         Some(Hold::Suspended) => {
             if world.hypervisor.domain_job(domain).await?.is_some() {
@@ -97,16 +121,24 @@ pub(crate) async fn align(world: &World, seen: &Observation) -> Result<Vec<Strin
     Ok(targets)
 }
 
+/// A disk on an overlay of ours that QEMU has opened alone: its guest would read zeroes.
+fn without_its_base(qemu: &Qemu) -> Option<&crate::hypervisor::Target> {
+    let alone = |disk: &&crate::hypervisor::QemuDisk| {
+        disk.chain.len() == 1 && disk.chain.iter().any(|top| overlay_job(&top.path).is_some())
+    };
+    qemu.disks.iter().find(alone).map(|disk| &disk.target)
+}
+
 /// Disks of ours for which the definition names another file than QEMU writes to, with QEMU's. The definition is wrong if
 /// it names an overlay of ours, or an image below the one that QEMU writes to. One that names anything else is not ours.
 fn differing(definition: &Definition, qemu: &Qemu) -> Vec<(crate::hypervisor::Target, Layer)> {
     let mut out = Vec::new();
     for disk in &definition.disks {
-        let (DiskSource::File(file), Some(used)) = (&disk.source, qemu.disk(&disk.target)) else { continue };
-        let below = || used.chain.iter().skip(1).any(|layer| layer.path == *file);
+        let (Some(file), Some(used)) = (disk.source.image(), qemu.disk(&disk.target)) else { continue };
+        let below = || used.chain.iter().skip(1).any(|layer| device::same(&layer.path, file));
         if let Some(top) = used.chain.first()
             && !used.read_only
-            && top.path != *file
+            && !device::same(&top.path, file)
             && (overlay_job(file).is_some() || (overlay_job(&top.path).is_some() && below()))
         {
             out.push((disk.target.clone(), top.clone()));
@@ -127,5 +159,7 @@ async fn empty_on_top(
     };
     let format = definition.disk(target).and_then(|disk| disk.format.clone()).unwrap_or_default();
     let image = world.storage.inspect(&Layer { path: file.clone(), format }).await?;
-    Ok(image.is_some_and(|image| image.empty && image.backing.is_some_and(|below| below.path == top.path)))
+    Ok(image.is_some_and(|image| {
+        image.empty && image.backing.is_some_and(|below| device::same(&below.path, &top.path))
+    }))
 }

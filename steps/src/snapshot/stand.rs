@@ -4,7 +4,7 @@
 //! a commit can be run. The persistent definition is what the next start uses. [`Stand::of`] reads the first two; the
 //! third is made right in every case and needs no reading here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::disk::JobDisk;
 use crate::hypervisor::{BlockJobKind, Definition, Mirror, Observation, Qemu, Through};
@@ -26,7 +26,9 @@ pub enum Stand {
         /// How far that is.
         commit: CommitStand,
     },
-    /// QEMU writes to neither, or does not know the disk.
+    /// The guest runs without the disk: somebody has taken it away, and QEMU has let go of overlay and base.
+    Unplugged,
+    /// QEMU writes to neither, or has one of them open and not as that disk.
     Elsewhere(String),
 }
 
@@ -62,24 +64,37 @@ impl Stand {
     pub fn read(qemu: Option<&Qemu>, live: Option<&Definition>, disk: &JobDisk) -> Self {
         let Some(qemu) = qemu else { return Self::Off };
         let Some(top) = qemu.top(&disk.target) else {
-            return Self::Elsewhere(format!("QEMU has no disk {} with a medium", disk.target));
+            let ours = |file: &&PathBuf| **file == disk.overlay || disk.is_base(file);
+            let held = qemu.open.iter().find(ours);
+            return match held {
+                None => Self::Unplugged,
+                Some(file) => Self::Elsewhere(format!(
+                    "QEMU has no disk {} with a medium, and has {} open",
+                    disk.target,
+                    file.display()
+                )),
+            };
         };
         let believed = live.and_then(|live| live.file(&disk.target)).map(|path| path.as_path());
-        if top == disk.base.path {
+        let top = match believed {
+            Some(believed) if vmkeep_workflow::mutation::on("probe-by-xml") => believed,
+            _ => top,
+        };
+        if disk.is_base(top) {
             return Self::OnBase { libvirt_lost: believed == Some(disk.overlay.as_path()) };
         }
         if top != disk.overlay {
             return Self::Elsewhere(format!("QEMU writes to {}", top.display()));
         }
         let below = qemu.disk(&disk.target).and_then(|d| d.chain.get(1)).map(|layer| layer.path.as_path());
-        if below != Some(disk.base.path.as_path()) {
+        if !below.is_some_and(|below| disk.is_base(below)) {
             return Self::Elsewhere(format!(
                 "under the overlay QEMU has {}",
                 below.map_or("nothing".into(), Path::to_string_lossy)
             ));
         }
-        let through =
-            if believed == Some(disk.base.path.as_path()) { Through::Monitor } else { Through::Libvirt };
+        let on_base = believed.is_some_and(|believed| disk.is_base(believed));
+        let through = if on_base { Through::Monitor } else { Through::Libvirt };
         let commit = match qemu.job(&disk.target) {
             None => CommitStand::None,
             Some(job) if job.kind != BlockJobKind::Commit => CommitStand::Foreign(job.id.clone()),

@@ -53,7 +53,7 @@ pub(crate) fn names(definition: &Definition, disks: &[JobDisk]) -> Names {
     for disk in disks {
         let Some(file) = definition.file(&disk.target) else { return Names::Other };
         let format = definition.disk(&disk.target).and_then(|d| d.format.as_deref());
-        if *file == disk.base.path && format == Some(disk.base.format.as_str()) {
+        if disk.is_base(file) && format == Some(disk.base.format.as_str()) {
             bases += 1;
         } else if *file == disk.overlay && format == Some("qcow2") {
             overlays += 1;
@@ -115,6 +115,10 @@ impl Step for SwitchDefinition {
                 input.domain.name,
                 "somebody has changed its disks",
             ));
+        }
+        if vmkeep_workflow::mutation::on("switched-late") {
+            // The snapshot itself lets libvirt switch it, after QEMU has moved.
+            return Ok(());
         }
         // Repeated also when it names the overlays already: only the call says that it is durable.
         self.0.hypervisor.redefine_disks(&input.domain.id, &to_overlays(&input.disks)).await.map_err(|e| {
@@ -198,7 +202,7 @@ impl SwitchDefinition {
             Stand::OnBase { .. } => Ok(()),
             Stand::OnOverlay { .. } => Err(refuse(format!("QEMU runs on the overlay of {}", disk.target))),
             Stand::Elsewhere(what) => Err(refuse(what)),
-            Stand::Off => match self.0.storage.inspect(&disk.overlay_layer()).await {
+            Stand::Off | Stand::Unplugged => match self.0.storage.inspect(&disk.overlay_layer()).await {
                 Ok(Some(image)) if !image.empty => {
                     Err(refuse(format!("the overlay of {} holds data", disk.target)))
                 }

@@ -9,21 +9,23 @@
 //! - it asks QEMU afterwards, and reads the memory file's header.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, Verdict};
+use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, StepName, Verdict};
 
 use super::disk::JobDisk;
+use super::freeze::FreezeGuest;
 use super::memory::{self, IfSlow, MemoryFile, MemoryLimits};
 use super::stand::Stand;
 use super::{World, cannot_look, fence, safety};
 use crate::codes;
 use crate::hypervisor::{
-    DomainRef, Hold, HvError, Marker, Observation, PauseReason, RunState, Take, Trouble,
+    DomainRef, FreezeState, Hold, HvError, Marker, Observation, PauseReason, RunState, Take, Trouble,
 };
 use crate::image::copy::Identity;
 
@@ -57,6 +59,15 @@ pub struct TakeInput {
     /// The memory; nothing for disks only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryInput>,
+    /// Why there is none although it was asked for: known when the job was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_memory: Option<String>,
+    /// The step that has frozen the guest's file systems for this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<StepName>,
+    /// No snapshot unless they are frozen at its instant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub must_be_frozen: bool,
 }
 
 /// What it leaves.
@@ -76,23 +87,31 @@ pub struct TakeOutput {
     /// Milliseconds for which this step stopped the guest on purpose.
     #[serde(default)]
     pub paused_ms: u64,
+    /// The domain was off: nobody was writing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub off: bool,
+    /// Why the file systems that were frozen for this may have been thawed by the instant itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thawed: Option<String>,
 }
 
 /// Where all disks of the job are.
-enum Where {
+pub(super) enum Where {
     Bases,
     Overlays,
     Off,
     Neither(String),
 }
 
-fn whereabouts(seen: &Observation, disks: &[JobDisk]) -> Where {
+pub(super) fn whereabouts(seen: &Observation, disks: &[JobDisk]) -> Where {
     let (mut bases, mut overlays) = (0, 0);
     for disk in disks {
         match Stand::of(seen, disk) {
             Stand::Off => return Where::Off,
             Stand::OnBase { .. } => bases += 1,
             Stand::OnOverlay { .. } => overlays += 1,
+            // All others tell: the snapshot takes every disk of the job, or none.
+            Stand::Unplugged => {}
             Stand::Elsewhere(what) => return Where::Neither(format!("disk {}: {what}", disk.target)),
         }
     }
@@ -132,7 +151,10 @@ impl Step for TakeSnapshot {
         }
         match whereabouts(&seen, &input.disks) {
             Where::Bases => {}
-            Where::Overlays => return self.taken(&input, 0, None).await,
+            Where::Overlays => {
+                let output = self.taken(&input, 0, None).await?;
+                return still_frozen(cx, &input, output, Some(CUT_OFF.to_owned()));
+            }
             Where::Off => return Err(restarted(&input)),
             Where::Neither(what) => {
                 return Err(Fault::permanent(
@@ -145,9 +167,17 @@ impl Step for TakeSnapshot {
             }
         }
         let Some(wanted) = &input.memory else {
-            return self.disks_only(&input, None).await;
+            let output = self.disks_only(&input, None).await?;
+            let thawed = self.thawed(cx, &input).await;
+            return still_frozen(cx, &input, output, thawed);
         };
         remove_torn(wanted).await?;
+        // Looked at anew: a guest that was held by an earlier attempt is free by now.
+        let state = self.0.hypervisor.state(&input.domain.id).await;
+        let state = state.map_err(|e| call_fault(e, &input))?;
+        if matches!(state, RunState::Paused(_)) {
+            return self.without_memory_of_a_paused_guest(&input, wanted).await;
+        }
         match self.with_memory(cx, &input, wanted).await {
             Ok(paused_ms) => self.taken(&input, paused_ms, None).await,
             Err(Failed::TooSlow(why)) => match wanted.limits.if_slow {
@@ -197,7 +227,11 @@ impl TakeSnapshot {
             return Verdict::InFlight("the call has not returned".to_owned());
         }
         match fence::busy(&*self.0.hypervisor, &input.domain.id).await {
-            Ok(None) => match self.taken(input, 0, None).await {
+            Ok(None) => match self
+                .taken(input, 0, None)
+                .await
+                .and_then(|output| still_frozen(cx, input, output, Some(CUT_OFF.to_owned())))
+            {
                 Ok(output) => Verdict::Done(output),
                 // The step is repeated, finds the same and fails with its reason.
                 Err(fault) if fault.class == Class::Permanent => Verdict::NotDone,
@@ -208,10 +242,48 @@ impl TakeSnapshot {
         }
     }
 
+    /// Why the file systems may have been thawed before the snapshot that was just taken: the guest's own limit, the
+    /// watchdog's or an operator may have been faster. Asked afterwards, since what was frozen before proves nothing.
+    async fn thawed(&self, cx: &StepContext, input: &TakeInput) -> Option<String> {
+        if !was_frozen(cx, input) {
+            return None;
+        }
+        let ours = Some(Self::marker(cx, input, Some(Hold::Frozen)));
+        match self.0.hypervisor.marker(&input.domain.id).await {
+            Ok(marker) if marker == ours => {}
+            Ok(_) => return Some("they were thawed before it, because it came too late".to_owned()),
+            Err(e) => return Some(format!("whether they still were at its instant is not known: {e}")),
+        }
+        match self.0.hypervisor.freeze_state(&input.domain.id).await {
+            Ok(FreezeState::Frozen) => None,
+            Ok(FreezeState::Thawed) => {
+                Some("they were thawed before it, because it came too late".to_owned())
+            }
+            Err(e) => Some(format!("whether they still were at its instant is not known: {e}")),
+        }
+    }
+
     async fn disks_only(&self, input: &TakeInput, why: Option<String>) -> Result<TakeOutput, Fault> {
         let take = Take { disks: pairs(&input.disks), memory: None };
         self.0.hypervisor.take(&input.domain.id, &take).await.map_err(|e| call_fault(e, input))?;
         self.taken(input, 0, why).await
+    }
+
+    /// QEMU closes a guest's disks when its memory is written and opens them again when it runs. A guest that was stopped
+    /// by its operator stays so: nothing could be committed until *they* resume it.
+    async fn without_memory_of_a_paused_guest(
+        &self,
+        input: &TakeInput,
+        wanted: &MemoryInput,
+    ) -> Result<TakeOutput, Fault> {
+        let why = "the guest is paused, and saving the memory of a paused guest would close its disks until it is \
+                   resumed";
+        if wanted.limits.if_slow == IfSlow::Fail {
+            let name = input.domain.name.clone();
+            return Err(Fault::permanent(codes::MEMORY_UNSAVEABLE, "save the guest's memory", name, why)
+                .remedy(format!("virsh resume {}, or back up its disks only", input.domain.id)));
+        }
+        self.disks_only(input, Some(why.to_owned())).await
     }
 
     /// Saves memory and moves the disks, within the limits; says for how long the guest was stopped on purpose.
@@ -279,7 +351,10 @@ impl TakeSnapshot {
         if let Ok(Some(job)) = self.0.hypervisor.domain_job(&input.domain.id).await {
             cx.progress.report(job.done, job.done.saturating_add(job.remaining), "bytes");
         }
-        tokio::fs::metadata(&wanted.file).await.map_or(0, |data| data.len())
+        {
+            let file = wanted.file.clone();
+            crate::blocking::io(move || std::fs::metadata(file)).await.map_or(0, |data| data.len())
+        }
     }
 
     fn marker(cx: &StepContext, input: &TakeInput, hold: Option<Hold>) -> Marker {
@@ -347,7 +422,7 @@ impl TakeSnapshot {
         let at = Timestamp::now();
         let (bases, file) = (input.disks.iter().map(|disk| disk.base.path.clone()), input.memory.clone());
         let bases: Vec<PathBuf> = bases.collect();
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = crate::blocking::run(move || {
             let frozen: std::io::Result<Vec<_>> =
                 bases.into_iter().map(|path| Identity::at(&path).map(|is| (path, is))).collect();
             (frozen, file.map(|file| memory::settle(&file.file)))
@@ -359,7 +434,9 @@ impl TakeSnapshot {
         };
         let (frozen, file) = looked.map_err(|e| cannot(e.to_string()))?;
         let frozen = frozen.map_err(|e| cannot(e.to_string()))?;
-        let mut output = TakeOutput { at, memory: None, without_memory, frozen, paused_ms };
+        let without_memory = without_memory.or_else(|| input.without_memory.clone());
+        let mut output =
+            TakeOutput { at, memory: None, without_memory, frozen, paused_ms, off: false, thawed: None };
         let (Some(wanted), Some(file)) = (&input.memory, file) else { return Ok(output) };
         match (file, wanted.limits.if_slow) {
             (Ok(MemoryFile::Whole), _) if output.without_memory.is_none() => {
@@ -381,6 +458,34 @@ impl TakeSnapshot {
     }
 }
 
+/// An attempt that was cut off leaves its guest to the guest-safety pass, which thaws it.
+const CUT_OFF: &str = "the snapshot was cut off, and whether they still were at its instant is not known";
+
+/// Whether the step before has frozen anything.
+fn was_frozen(cx: &StepContext, input: &TakeInput) -> bool {
+    let Some(step) = &input.frozen else { return false };
+    cx.outputs.of::<FreezeGuest>(step).ok().flatten().is_some_and(|frozen| frozen.file_systems > 0)
+}
+
+/// A snapshot of a guest that should have been frozen at its instant and perhaps was not.
+fn still_frozen(
+    cx: &StepContext,
+    input: &TakeInput,
+    output: TakeOutput,
+    thawed: Option<String>,
+) -> Result<TakeOutput, Fault> {
+    match thawed.filter(|_| was_frozen(cx, input)) {
+        Some(why) if input.must_be_frozen => Err(Fault::permanent(
+            codes::CANNOT_FREEZE,
+            "take the snapshot of a frozen guest",
+            &input.domain.name,
+            why,
+        )
+        .remedy("Start the backup again; see what held the snapshot up, or allow backups without freezing")),
+        thawed => Ok(TakeOutput { thawed, ..output }),
+    }
+}
+
 fn too_slow(elapsed: Duration, written: u64, limits: &MemoryLimits) -> Option<String> {
     if written > limits.bytes {
         return Some(format!(
@@ -396,7 +501,8 @@ fn pairs(disks: &[JobDisk]) -> Vec<(crate::hypervisor::Target, PathBuf)> {
 }
 
 async fn remove_torn(wanted: &MemoryInput) -> Result<(), Fault> {
-    match tokio::fs::remove_file(&wanted.file).await {
+    let file = wanted.file.clone();
+    match crate::blocking::remove(file).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::permanent(
             codes::CANNOT_REMOVE_FILE,
             "remove the memory file of an attempt that was cut off",

@@ -199,6 +199,7 @@ fn names_in_the_folder_never_collide() {
         virtual_size: 0,
         data_bytes: 0,
         header: None,
+        rights: None,
     };
     let q = Format::Qcow2;
     let a = [element(1, q), element(2, q)];
@@ -222,6 +223,7 @@ fn one_file_under_two_different_stacks_is_two_files() {
         virtual_size: 0,
         data_bytes: 0,
         header: None,
+        rights: None,
     };
     let (a, b) = ([element(1), element(2)], [element(3), element(1)]);
     let (files, chains) = lay_out([("a", &a[..]), ("b", &b[..])]);

@@ -1,7 +1,9 @@
 //! The two ends of a copy, behind traits so that tests can make them fail where disks do.
 
 use super::CopyError;
-use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom, Stat};
+use crate::blocking::touch;
+use crate::image::{device, open};
+use rustix::fs::{Advice, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 /// Which file it is, and whether its content is still the same, as far as the file system can tell.
 ///
 /// The time of change is that of the content (mtime). Owner, mode and labels may change meanwhile: libvirt does that.
+/// Of a block device, which has none of these, see [`crate::image::device`]: its own number stands for that of its file
+/// system, 0 for its inode, and what was ever written to it, in sectors, for the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Device number.
@@ -30,12 +34,16 @@ pub struct Identity {
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { dev, ino, size, mtime, mtime_nsec } = self;
+        if self.is_device() {
+            let (major, minor) = (rustix::fs::major(*dev), rustix::fs::minor(*dev));
+            return write!(f, "block device {major}:{minor}, {size} bytes, {mtime} sectors written so far");
+        }
         write!(f, "inode {ino} on device {dev}, {size} bytes, modified {mtime}.{mtime_nsec:09}")
     }
 }
 
 impl Identity {
-    /// From what the kernel says.
+    /// From what the kernel says of a file.
     pub fn from_stat(stat: &Stat) -> Self {
         Self {
             dev: stat.st_dev,
@@ -46,14 +54,29 @@ impl Identity {
         }
     }
 
-    /// Of an open file.
+    /// Of an open file or block device.
     pub fn of(file: &File) -> Result<Self> {
-        Ok(Self::from_stat(&rustix::fs::fstat(file)?))
+        let stat = rustix::fs::fstat(file)?;
+        if !device::is(&stat) {
+            return Ok(Self::from_stat(&stat));
+        }
+        let mtime = device::written(file, &stat)?;
+        Ok(Self { dev: stat.st_rdev, ino: 0, size: device::size(file)?, mtime, mtime_nsec: 0 })
     }
 
-    /// Of the file that a path leads to, symbolic links followed.
+    /// Of the file or block device that a path leads to, symbolic links followed.
     pub fn at(path: &Path) -> Result<Self> {
-        Ok(Self::from_stat(&rustix::fs::stat(path)?))
+        let stat = rustix::fs::stat(path)?;
+        if !device::is(&stat) {
+            return Ok(Self::from_stat(&stat));
+        }
+        Self::of(&open::to_read(path, OFlags::empty())?)
+    }
+
+    /// Whether it is a block device. No file has the inode 0.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.ino == 0
     }
 
     /// Whether it is the same file, whatever is in it now.
@@ -74,6 +97,10 @@ pub(crate) trait Source: Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize>;
     /// What lies at `offset`, which is before the end.
     fn extent(&self, offset: u64) -> Result<Extent>;
+    /// Whether it knows its holes. If not, what reads as zeroes is taken for one.
+    fn knows_holes(&self) -> bool {
+        true
+    }
     /// The real file, for the kernel to copy from.
     fn file(&self) -> Option<&File>;
     fn identity(&self) -> Identity;
@@ -96,7 +123,7 @@ pub(crate) trait Target: Sync {
     fn place(&self) -> Result<(u64, u64)>;
 }
 
-/// An open, regular source file.
+/// An open source: a regular file, or a block device where that was allowed.
 #[derive(Debug)]
 pub struct SourceFile {
     file: File,
@@ -107,23 +134,35 @@ pub struct SourceFile {
 impl SourceFile {
     /// Opens a file for reading. Symbolic links are followed: where a guest's image lies is its owner's choice.
     pub fn open(path: &Path) -> std::result::Result<Self, CopyError> {
-        let fail = |act, e: Errno| CopyError::Source { act, path: path.to_owned(), source: e.into() };
-        // O_NONBLOCK: a FIFO must be refused, not waited for.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open", e))?;
-        Self::from_file(File::from(fd), path.to_owned())
+        Self::from_file(Self::opened(path)?, path.to_owned())
+    }
+
+    /// The same of a raw image, which may also be a block device.
+    pub fn open_raw(path: &Path) -> std::result::Result<Self, CopyError> {
+        Self::admit(Self::opened(path)?, path.to_owned(), true)
+    }
+
+    fn opened(path: &Path) -> std::result::Result<File, CopyError> {
+        let fail = |source| CopyError::Source { act: "open", path: path.to_owned(), source };
+        open::to_read(path, OFlags::empty()).map_err(fail)
     }
 
     /// Takes a file that was opened elsewhere; `path` is for messages.
     pub fn from_file(file: File, path: PathBuf) -> std::result::Result<Self, CopyError> {
-        let stat = match rustix::fs::fstat(&file) {
-            Ok(stat) => stat,
-            Err(e) => return Err(CopyError::Source { act: "look at", path, source: e.into() }),
-        };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(CopyError::NotAFile { path });
+        Self::admit(file, path, false)
+    }
+
+    fn admit(file: File, path: PathBuf, devices: bool) -> std::result::Result<Self, CopyError> {
+        let looked = rustix::fs::fstat(&file).map_err(Error::from).and_then(|stat| {
+            let file_type = FileType::from_raw_mode(stat.st_mode);
+            let fits = file_type == FileType::RegularFile || (devices && device::is(&stat));
+            fits.then(|| Identity::of(&file)).transpose()
+        });
+        match looked {
+            Ok(Some(identity)) => Ok(Self { file, path, identity }),
+            Ok(None) => Err(CopyError::NotAFile { path }),
+            Err(source) => Err(CopyError::Source { act: "look at", path, source }),
         }
-        Ok(Self { file, path, identity: Identity::from_stat(&stat) })
     }
 
     /// The file as it was when it was opened.
@@ -149,6 +188,10 @@ impl SourceFile {
             Err(e) => {
                 return Err(CopyError::Source { act: "sync", path: self.path.clone(), source: e.into() });
             }
+        }
+        if self.identity.is_device() {
+            // What is cached of it may be older than what was written past the cache.
+            let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
         }
         // Hints; a file system may ignore them.
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Sequential);
@@ -192,6 +235,10 @@ impl Source for SourceFile {
         Ok(Extent::Data { end: end.clamp(offset + 1, size.max(offset + 1)) })
     }
 
+    fn knows_holes(&self) -> bool {
+        !self.identity.is_device()
+    }
+
     fn file(&self) -> Option<&File> {
         Some(&self.file)
     }
@@ -225,18 +272,22 @@ impl Target for TargetFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<usize> {
+        touch("write")?;
         self.0.write_at(bytes, offset)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
+        touch("set the length")?;
         self.0.set_len(len)
     }
 
     fn sync_data(&self) -> Result<()> {
+        touch("sync a file")?;
         self.0.sync_data()
     }
 
     fn sync_all(&self) -> Result<()> {
+        touch("sync a file")?;
         self.0.sync_all()
     }
 

@@ -324,6 +324,24 @@ pub fn copy(
     })
 }
 
+/// Does as [`copy`] does, and begins anew where the token of an earlier attempt does not fit any more. Blocks.
+pub fn copy_or_anew(
+    source: &SourceFile,
+    folder: &Folder,
+    name: &Component,
+    start: Start,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Copied, CopyError> {
+    match copy(source, folder, name, start, options, observer) {
+        Err(CopyError::StaleToken { why }) => {
+            tracing::info!(why, "the copy begins anew");
+            copy(source, folder, name, Start::Again, options, observer)
+        }
+        done => done,
+    }
+}
+
 /// BLAKE3 of a file's logical content, holes skipped over and hashed as zeroes. Blocks.
 ///
 /// Also what checks a published file: same reading, same errors, nothing written.

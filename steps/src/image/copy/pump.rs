@@ -48,6 +48,9 @@ struct Buffer {
 
 const PAGE: usize = 4096;
 
+/// Zeroes of this length become a hole in the copy of a source that does not know its holes.
+const GRAIN: usize = 64 << 10;
+
 impl Buffer {
     fn new() -> Self {
         let bytes = vec![0; SEGMENT as usize + PAGE];
@@ -308,7 +311,7 @@ impl Job<'_> {
             self.pay(data - at)?;
             self.read_full(buffer.part(at - start, data - start), at)?;
             if header.is_empty() {
-                self.put(r, buffer.part(at - start, data - start), at)?;
+                self.put_data(r, buffer.part(at - start, data - start), at)?;
             }
             r.moved += data - at;
             at = data;
@@ -386,6 +389,21 @@ impl Job<'_> {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(source) => return Err(CopyError::Read { offset: at, source }),
             }
+        }
+        Ok(())
+    }
+
+    /// Brings data to the copy: all of it, or what is not zero of a source that does not know its holes.
+    fn put_data(&self, r: &mut Reading, bytes: &[u8], offset: u64) -> Result<(), CopyError> {
+        if self.source.knows_holes() {
+            return self.put(r, bytes, offset);
+        }
+        let mut at = offset;
+        for part in bytes.chunks(GRAIN) {
+            if part.iter().any(|byte| *byte != 0) {
+                self.put(r, part, at)?;
+            }
+            at += part.len() as u64;
         }
         Ok(())
     }

@@ -192,6 +192,21 @@ fn what_is_no_qcow2_is_said_to_be_none() {
     assert!(matches!(Header::parse(b"QFI\xfb\0\0\0\x03"), Err(Qcow2Error::Damaged(_))));
 }
 
+#[test]
+fn an_image_that_ends_within_its_header_is_refused() {
+    for (version, len) in [(2, V2_LEN), (3, V3_LEN)] {
+        let mut bytes = vec![0u8; len];
+        bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\0");
+        bytes[7] = version;
+        bytes[23] = 16;
+        bytes[100.min(len - 4)..][..4].copy_from_slice(&104u32.to_be_bytes());
+        assert!(Header::parse(&bytes).is_ok(), "version {version}");
+        for end in 4..len {
+            assert!(Header::parse(&bytes[..end]).is_err(), "version {version}, {end} bytes");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn no_header_however_mangled_makes_us_panic_or_write_beyond_the_first_cluster(

@@ -221,7 +221,25 @@ impl QemuImg {
         if format == Format::Raw {
             return Ok(CheckReport::default());
         }
-        let mut call = Call::new("check", "check", image)?.words(["--output=json", "--"]);
+        self.look_into(image, format, &["--output=json", "--"], limit)
+    }
+
+    /// Frees the clusters of an image of ours that nothing in it refers to: those of bitmaps that it has forgotten. What
+    /// it shows is not touched. Durable on return. What was wrong with it, and how much was mended, is in the report.
+    pub fn free_leaks(&self, image: &Path, limit: Duration) -> Result<CheckReport, QemuImgError> {
+        let report = self.look_into(image, Format::Qcow2, &["--output=json", "-r", "leaks", "--"], limit)?;
+        sync(image)?;
+        Ok(report)
+    }
+
+    fn look_into(
+        &self,
+        image: &Path,
+        format: Format,
+        words: &[&str],
+        limit: Duration,
+    ) -> Result<CheckReport, QemuImgError> {
+        let mut call = Call::new("check", "check", image)?.words(words);
         let Some(path) = image.to_str() else {
             return Err(QemuImgError::NotUtf8 { path: image.to_owned() });
         };
@@ -275,8 +293,9 @@ impl QemuImg {
         sync(image)
     }
 
-    /// Commits an overlay that nobody has open into its backing file and leaves the overlay as it is: it is unlinked
-    /// by whoever proved that the commit succeeded. The *backing file* is durable on return.
+    /// Commits an overlay that nobody has open into its backing file, and empties the overlay when that is done: a
+    /// second commit then writes nothing, whatever the backing file has become. It is unlinked by whoever proved that the
+    /// commit succeeded. The *backing file* is durable on return.
     pub fn commit(
         &self,
         image: &Path,
@@ -285,9 +304,8 @@ impl QemuImg {
         stop: &dyn Fn() -> bool,
     ) -> Result<(), QemuImgError> {
         absolute(backing)?;
-        let call = Call::new("commit", "commit", image)?
-            .words(["-q", "-d", "-t", "writeback", "-f", "qcow2"])
-            .image();
+        let call =
+            Call::new("commit", "commit", image)?.words(["-q", "-t", "writeback", "-f", "qcow2"]).image();
         self.must_within(&call, limit, stop)?;
         sync(backing)
     }

@@ -17,8 +17,8 @@ fn kinds(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>, Vec<PathBuf>) {
     for entry in scan(&TargetRoot::open(root).unwrap()).unwrap() {
         match entry {
             Entry::Backup { path, .. } => good.push(path),
-            Entry::Unreadable { path, .. } => bad.push(path),
-            Entry::Unpublished { path, .. } => open.push(path),
+            Entry::Unreadable { path, .. } | Entry::Barred { path, .. } => bad.push(path),
+            Entry::Unpublished { path, .. } | Entry::Withdrawn { path, .. } => open.push(path),
         }
     }
     (good, bad, open)
@@ -77,4 +77,101 @@ fn links_are_not_followed() {
     symlink(outside.path().join("web"), dir.path().join("web")).unwrap();
     symlink(dir.path(), dir.path().join("round and round")).unwrap();
     assert_eq!(kinds(dir.path()), (vec![], vec![], vec![]));
+}
+
+/// What is opened, looked into or read below these folders while something is done: the kernel's own account.
+fn touched(folders: &[PathBuf], work: impl FnOnce()) -> usize {
+    use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+    for folder in folders {
+        inotify::add_watch(&watch, folder, WatchFlags::OPEN | WatchFlags::ACCESS).unwrap();
+    }
+    work();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    let mut seen = 0;
+    while events.next().is_ok() {
+        seen += 1;
+    }
+    seen
+}
+
+#[test]
+fn of_a_thousand_known_backups_not_one_is_opened() {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let first = place(dir.path(), "web-0");
+    backup(&first);
+    let manifest = std::fs::read(first.path().join(MANIFEST)).unwrap();
+    let mut paths = vec![first.path().to_owned()];
+    for n in 1..1000 {
+        let folder = place(dir.path(), &format!("web-{}", n % 10));
+        std::fs::write(folder.path().join(MANIFEST), &manifest).unwrap();
+        paths.push(folder.path().to_owned());
+    }
+    let root = TargetRoot::open(dir.path()).unwrap();
+    let mut known = std::collections::HashMap::new();
+    for met in walk(root.folder(), &|_, _| false).unwrap() {
+        let Met::Read(_, path, stamp) = met else { panic!("{met:?}") };
+        known.insert(path, stamp);
+    }
+    assert_eq!(known.len(), 1000);
+    let is_known = |path: &Path, stamp: &Stamp| known.get(path) == Some(stamp);
+    let again = || {
+        let met = walk(root.folder(), &is_known).unwrap();
+        assert_eq!(met.iter().filter(|met| matches!(met, Met::Known(..))).count(), 1000);
+    };
+    assert_eq!(touched(&paths, again), 0);
+    assert!(touched(&paths, || drop(scan(&root).unwrap())) >= 1000, "the account is true");
+}
+
+#[test]
+fn a_known_backup_that_changed_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = place(dir.path(), "web");
+    backup(&at);
+    let root = TargetRoot::open(dir.path()).unwrap();
+    let look = |known: Option<Stamp>| {
+        let mut met = walk(root.folder(), &|_, stamp| Some(*stamp) == known).unwrap();
+        assert_eq!(met.len(), 1);
+        met.remove(0)
+    };
+    let stamp = |met: Met| match met {
+        Met::Read(_, _, stamp) => stamp,
+        other => panic!("{other:?}"),
+    };
+    let first = stamp(look(None));
+    assert!(matches!(look(Some(first)), Met::Known(..)));
+    // Protected: another stamp. Replaced by its own copy: another file.
+    crate::manifest::protection::write(
+        &at,
+        &crate::manifest::Protection::new("ann".to_owned(), jiff::Timestamp::now(), None, None),
+    )
+    .unwrap();
+    let second = stamp(look(Some(first)));
+    assert_ne!(first, second);
+    let bytes = std::fs::read(at.path().join(MANIFEST)).unwrap();
+    std::fs::write(at.path().join("copy"), bytes).unwrap();
+    std::fs::rename(at.path().join("copy"), at.path().join(MANIFEST)).unwrap();
+    assert_ne!(stamp(look(Some(second))), second);
+}
+
+#[test]
+fn what_is_left_of_a_deletion_is_no_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = place(dir.path(), "web");
+    let manifest = backup(&at);
+    crate::manifest::file::withdraw(&at).unwrap();
+    crate::manifest::file::withdraw(&at).unwrap();
+    let found = scan(&TargetRoot::open(dir.path()).unwrap()).unwrap();
+    match found.as_slice() {
+        [Entry::Withdrawn { path, stored: Some(stored) }] => {
+            assert_eq!((path.as_path(), stored.manifest.backup), (at.path(), manifest.backup));
+        }
+        other => panic!("{other:?}"),
+    }
+    crate::manifest::file::reinstate(&at).unwrap();
+    assert!(matches!(
+        scan(&TargetRoot::open(dir.path()).unwrap()).unwrap().as_slice(),
+        [Entry::Backup { .. }]
+    ));
 }

@@ -27,6 +27,7 @@ pub(crate) fn entry(folder: &Folder, name: &str, role: Role) -> FileEntry {
         virtual_size: None,
         backing: None,
         source: Some(format!("/var/lib/libvirt/images/{name}")),
+        rights: None,
         unknown: Unknown::new(),
     }
 }
@@ -90,8 +91,12 @@ pub(crate) fn unpublished(folder: &Folder) -> Manifest {
             file: fixed(MEMORY),
             version: 2,
             compression: "raw".to_owned(),
+            downtime_ms: None,
             unknown: Unknown::new(),
         }),
+        nvram: None,
+        tpm: None,
+        autostart: None,
         left_out: vec![LeftOut { target: "sda".to_owned(), reason: "a CD drive".to_owned() }],
         files: entries,
         warnings: Vec::new(),

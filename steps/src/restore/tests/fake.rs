@@ -37,6 +37,10 @@ pub(super) struct State {
     /// QEMU ends by itself right after this call.
     pub(super) die_after: Option<&'static str>,
     pub(super) calls: Vec<&'static str>,
+    /// Domains that start with the host.
+    pub(super) autostart: Vec<DomainId>,
+    /// Below which libvirt keeps its own things.
+    pub(super) root: PathBuf,
 }
 
 #[derive(Clone, Default)]
@@ -124,6 +128,11 @@ impl Hypervisor for Fake {
         Ok([("qemu".to_owned(), "7.2.22".to_owned())].into())
     }
 
+    async fn own_folders(&self) -> HvResult<OwnFolders> {
+        let root = self.inner().root.clone();
+        let at = |name: &str| root.join(name);
+        Ok(OwnFolders { nvram: at("nvram"), tpm: at("swtpm"), save: at("save") })
+    }
     async fn domains(&self) -> HvResult<Vec<DomainRef>> {
         let s = self.inner();
         let all = s
@@ -152,6 +161,9 @@ impl Hypervisor for Fake {
             marker: None,
             persistent_marker: None,
             managed_save: false,
+            autostart: false,
+            saved: None,
+            crashed: false,
             snapshots: Vec::new(),
             checkpoints: Vec::new(),
         })
@@ -298,6 +310,13 @@ impl Hypervisor for Fake {
         self.doubtful("start_from_memory", &id)
     }
 
+    async fn set_autostart(&self, domain: &DomainId, on: bool) -> HvResult<()> {
+        let autostart = &mut self.inner().autostart;
+        autostart.retain(|other| other != domain);
+        autostart.extend(on.then_some(*domain));
+        Ok(())
+    }
+
     async fn destroy(&self, domain: &DomainId) -> HvResult<()> {
         self.called("destroy")?;
         self.inner().running.remove(domain);
@@ -315,8 +334,9 @@ impl Hypervisor for Fake {
         }
         lines.push(format!("links={}", if identity.links_down { "down" } else { "up" }));
         lines.extend(
-            xml.lines().filter(|l| l.starts_with("nvram") || l.starts_with("cdrom")).map(str::to_owned),
+            xml.lines().filter(|l| l.starts_with("cdrom") || l.starts_with("tpm")).map(str::to_owned),
         );
+        lines.extend(identity.nvram.as_ref().map(|file| format!("nvram={}", file.display())));
         Ok(lines.join("\n"))
     }
 
@@ -345,12 +365,26 @@ impl Hypervisor for Fake {
             let source = if path.is_empty() { DiskSource::Empty } else { DiskSource::File(path.into()) };
             disks.push(disk("sda".into(), source, None, DiskDevice::Cdrom, true));
         }
-        let nvram = field(xml, "nvram").map(str::to_owned);
+        let nvram = field(xml, "nvram").map(|file| NvramDef {
+            file: (!file.is_empty()).then(|| file.into()),
+            format: "raw".to_owned(),
+            ..NvramDef::default()
+        });
+        let tpm = field(xml, "tpm").map(|version| TpmDef {
+            kind: TpmKind::Emulator,
+            version: Some(version.to_owned()),
+            encrypted: false,
+        });
         Ok(Definition {
             xml: xml.to_owned(),
             bare: xml.to_owned(),
             disks,
-            devices: Devices { nvram, ..Devices::default() },
+            devices: Devices {
+                nvram,
+                tpm,
+                network_cards: field(xml, "cards").map_or(0, |n| n.parse().unwrap()),
+                ..Devices::default()
+            },
         })
     }
 

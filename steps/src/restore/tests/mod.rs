@@ -2,22 +2,25 @@
 
 mod crash;
 mod fake;
+mod rights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use vmkeep_store::MemoryStore;
-use vmkeep_workflow::engine::{Config, Engine, JobView, Limits, NoEnvironment, SystemClock};
-use vmkeep_workflow::{Actor, EventStore, IfBusy, JobId, JobRequest, JobStatus, Registry, Subject};
+use vmkeep_workflow::engine::{Engine, JobView};
+use vmkeep_workflow::{Actor, EventStore, IfBusy, JobRequest, JobStatus, Registry, Subject};
 
 use super::*;
+use crate::codes;
 use crate::hypervisor::{DomainId, LocalStorage};
 use crate::image::qcow2::Format;
 use crate::image::qemu_img::QemuImg;
 use crate::image::root::Roots;
 use crate::image::space::LowWater;
 use crate::manifest::{self, Manifest, samples};
+use crate::mortal::engine;
 use crate::snapshot::{Places, World};
 use fake::{Fake, HEAD, field, memory_image};
 
@@ -26,12 +29,13 @@ pub(super) const STREAM: &[u8] = b"the memory of a guest";
 
 /// The original's definition.
 const DEFINITION: &str = "name=web 01\nuuid=11111111-1111-4111-8111-111111111111\n\
-                          disk=vda qcow2 /var/lib/a\ndisk=vdb raw /var/lib/b\n";
+                          disk=vda qcow2 /var/lib/a\ndisk=vdb raw /var/lib/b\ncards=1\n";
 
 /// A host: a root with a backup, and a hypervisor.
 struct Host {
     dir: tempfile::TempDir,
     hypervisor: Fake,
+    rights: RightsSettings,
 }
 
 impl Host {
@@ -40,16 +44,22 @@ impl Host {
     }
 
     fn with(definition: &str, change: impl FnOnce(&mut Manifest)) -> Self {
+        Self::of(definition, definition, change)
+    }
+
+    /// What the domain would have started from and what it ran with differ.
+    fn of(definition: &str, live: &str, change: impl FnOnce(&mut Manifest)) -> Self {
         // In memory where that is possible: hundreds of restores fsync thousands of times.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let host = Self { dir, hypervisor: Fake::default() };
+        let host = Self { dir, hypervisor: Fake::default(), rights: RightsSettings::default() };
+        host.hypervisor.inner().root = host.at("libvirt");
         for folder in ["backups", "images", "backups/b"] {
             std::fs::create_dir(host.at(folder)).unwrap();
         }
         let folder = samples::folder(&host.backup());
         let mut manifest = samples::unpublished(&folder);
         samples::write(&folder, "domain.xml", definition.as_bytes());
-        samples::write(&folder, "memory.save", &memory_image(definition, STREAM));
+        samples::write(&folder, "memory.save", &memory_image(live, STREAM));
         for (name, role) in
             [("domain.xml", manifest::Role::Definition), ("memory.save", manifest::Role::Memory)]
         {
@@ -84,17 +94,11 @@ impl Host {
             storage: Arc::new(LocalStorage::default()),
         };
         let roots = Roots::open([self.at("backups"), self.at("images")]).unwrap();
-        let settings = RestoreSettings { targets: LowWater { bytes: 1, percent: 0 }, watch_ms: 0 };
+        let targets = LowWater { bytes: 1, percent: 0 };
+        let settings = RestoreSettings { targets, watch_ms: 0, rights: self.rights };
         let places = Places { roots: Arc::new(roots) };
         let registry = Restore::new(world, places, settings).register(Registry::new());
-        Engine::new(Config {
-            store,
-            registry,
-            clock: Arc::new(SystemClock),
-            environment: Arc::new(NoEnvironment),
-            limits: Limits::default(),
-            on_fatal: Arc::new(|why| panic!("{why}")),
-        })
+        engine(store, registry)
     }
 
     fn options(&self, more: &Value) -> Value {
@@ -203,6 +207,15 @@ async fn with_memory_it_goes_on_paused_and_nothing_of_the_original_is_touched() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_a_network_card_is_told_nothing_of_cables() {
+    let host = Host::with(&DEFINITION.replace("cards=1\n", ""), |_| {}).with_original();
+    let (view, _) = host.restore(json!({})).await;
+    assert_eq!(view.summary.status, JobStatus::Succeeded, "{:?}", view.summary.fault);
+    let report: Report = serde_json::from_value(output(&view, "settle")).unwrap();
+    assert!(!report.notes.iter().any(|n| n.contains("links") || n.contains("domif-setlink")), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_way_to_end_has_its_steps() {
     for (more, last, running) in [
         (json!({ "cold": true }), "define", None),
@@ -288,9 +301,43 @@ async fn a_backup_that_is_not_whole_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_domain_with_firmware_state_is_refused() {
-    let host = Host::with(&format!("{DEFINITION}nvram=/var/lib/x.fd\n"), |_| {});
-    assert_eq!(host.refused(json!({})).await, 94);
+async fn firmware_variables_and_tpm_state_become_the_new_domains_own() {
+    let definition = format!("{DEFINITION}nvram=/var/lib/x.fd\ntpm=2.0\n");
+    let host = Host::with(&definition, |_| {});
+    let folder = host.backup();
+    let bytes = std::fs::read(folder.join("manifest.json")).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    for (name, role, content) in
+        [("nvram", "nvram", "variables"), ("tpm.tpm2.tpm2-00.permall", "tpm", "sealed")]
+    {
+        std::fs::write(folder.join(name), content).unwrap();
+        manifest["files"].as_array_mut().unwrap().push(json!({ "name": name, "role": role,
+            "size": content.len(), "blake3": blake3::hash(content.as_bytes()).to_hex().as_str() }));
+    }
+    let (written, at_instant) = ("2026-01-31T23:59:59Z", true);
+    manifest["nvram"] =
+        json!({ "file": "nvram", "format": "raw", "written": written, "at_instant": at_instant });
+    manifest["tpm"] = json!({ "files": [{ "file": "tpm.tpm2.tpm2-00.permall", "path": "tpm2/tpm2-00.permall" }],
+        "written": written, "at_instant": at_instant });
+    std::fs::write(folder.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+
+    let (view, id) = host.restore(json!({ "cold": true, "autostart": true })).await;
+    assert_eq!(view.summary.status, JobStatus::Succeeded, "{:?}", view.summary.fault);
+    assert_eq!(host.hypervisor.inner().autostart, [id]);
+    let defined = host.hypervisor.inner().defined[&id].clone();
+    let variables = PathBuf::from(field(&defined, "nvram").unwrap());
+    assert!(
+        variables.starts_with(host.dir.path()) && variables.ends_with("copy%20of%20web_VARS.fd"),
+        "{defined}"
+    );
+    assert_eq!(std::fs::read(&variables).unwrap(), b"variables");
+    let state = host.hypervisor.inner().root.join("swtpm").join(id.to_string()).join("tpm2/tpm2-00.permall");
+    assert_eq!(std::fs::read(state).unwrap(), b"sealed");
+
+    // What a tampered manifest names as a place is refused before anything is written.
+    manifest["tpm"]["files"][0]["path"] = json!("tpm2/../../../x");
+    std::fs::write(folder.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    assert_eq!(host.refused(json!({ "name": "other" })).await, 107);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -354,23 +401,37 @@ async fn a_damaged_file_is_found_while_it_is_copied_and_everything_is_taken_back
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_call_fails_everything_is_taken_back() {
     for (call, more, code) in [
-        ("define", json!({}), 41),
-        ("start_from_memory", json!({ "then": "running" }), 21),
-        ("start", json!({ "cold": true, "then": "running" }), 42),
-        ("pull_links", json!({}), 42),
+        ("define", json!({}), codes::CANNOT_DEFINE_MACHINE),
+        ("start_from_memory", json!({ "then": "running" }), codes::CANNOT_RESTORE_MACHINE),
+        ("start", json!({ "cold": true, "then": "running" }), codes::CANNOT_START_MACHINE),
+        ("pull_links", json!({}), codes::CANNOT_START_MACHINE),
     ] {
         let host = Host::new().with_original();
         host.hypervisor.inner().fail = vec![call; 10];
         let before = host.everything();
         let (view, id) = host.restore(more).await;
-        let code_seen = view.summary.fault.as_ref().map(|f| f.code.0);
-        assert_eq!((view.summary.status, code_seen), (JobStatus::RolledBack, Some(code)), "{call}");
+        let fault = view.summary.fault.unwrap();
+        codes::assert_told(&fault, code, "copy of web");
+        assert_eq!(view.summary.status, JobStatus::RolledBack, "{call}");
         assert_eq!(host.everything(), before, "{call}");
         assert!(!host.hypervisor.inner().ran.contains(&id));
         if call == "start_from_memory" {
-            assert!(view.summary.fault.unwrap().remedy.contains("--cold"));
+            assert!(fault.remedy.contains("--cold"));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_that_cannot_be_taken_back_needs_an_operator_and_names_the_way() {
+    let host = Host::new();
+    host.hypervisor.inner().fail = [["start_from_memory"; 10], ["undefine"; 10]].concat();
+    let (view, id) = host.restore(json!({ "then": "running" })).await;
+    assert_eq!(view.summary.status, JobStatus::NeedsAttention, "{:?}", view.summary.fault);
+    let define = view.steps.iter().find(|step| step.name.as_str() == "define").unwrap();
+    let fault = define.undo_fault.clone().expect("the step that is left says why");
+    codes::assert_told(&fault, codes::UNDO_FAILED, "copy of web");
+    assert!(fault.remedy.contains(&format!("virsh undefine {id}")), "{fault}");
+    assert!(host.hypervisor.inner().defined.contains_key(&id));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,7 +482,7 @@ async fn the_head_of_a_memory_image_that_has_no_room_is_refused_with_the_offer_o
         .await;
     assert_eq!(view.summary.status, JobStatus::RolledBack, "{:?}", view.summary.fault);
     let fault = view.summary.fault.unwrap();
-    assert_eq!(fault.code.0, 112);
+    codes::assert_told(&fault, codes::MEMORY_FORMAT_UNKNOWN, "memory.save");
     assert!(fault.remedy.contains("--cold"));
     assert_eq!(host.everything(), before);
 }
@@ -448,4 +509,24 @@ async fn a_dry_run_shows_the_plan_and_touches_nothing() {
     ];
     assert_eq!(names, expected);
     assert_eq!(host.everything(), before);
+}
+
+/// A disk that was added to the definition for the next start, or taken from it, is none that the guest's memory knows.
+#[tokio::test]
+async fn memory_is_judged_by_the_disks_that_the_guest_had_and_not_by_those_of_its_next_start() {
+    let more = format!("{DEFINITION}disk=vdc raw /var/lib/c\n");
+    let host = Host::of(&more, DEFINITION, |_| {});
+    let (view, id) = host.restore(json!({ "then": "running" })).await;
+    assert_eq!(view.summary.status, JobStatus::Succeeded, "{:?}", view.summary.fault);
+    let (defined, memory) = {
+        let state = host.hypervisor.inner();
+        (state.defined[&id].clone(), state.running[&id].memory)
+    };
+    assert!(!defined.contains("vdc"), "the original writes to it: {defined}");
+    assert!(memory, "the guest has its memory");
+
+    let host = Host::of(DEFINITION, &more, |_| {});
+    assert_eq!(host.refused(json!({})).await, codes::MEMORY_INCOMPATIBLE.0);
+    let (view, _) = host.restore(json!({ "cold": true })).await;
+    assert_eq!(view.summary.status, JobStatus::Succeeded, "{:?}", view.summary.fault);
 }

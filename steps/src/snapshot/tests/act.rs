@@ -20,7 +20,7 @@ fn switch(fake: &Fake) -> SwitchInput {
 }
 
 /// Real files stand behind the bases: what stands still is looked at on disk.
-fn take(fake: &Fake, folder: &Path, memory: Option<IfSlow>) -> TakeInput {
+pub(super) fn take(fake: &Fake, folder: &Path, memory: Option<IfSlow>) -> TakeInput {
     let mut disks = fake.disks();
     for disk in &mut disks {
         let real = folder.join(disk.base.path.file_name().unwrap());
@@ -50,6 +50,9 @@ fn take(fake: &Fake, folder: &Path, memory: Option<IfSlow>) -> TakeInput {
             file: folder.join("memory.save"),
             limits: MemoryLimits { seconds: 0, bytes: 1 << 30, if_slow },
         }),
+        without_memory: None,
+        frozen: None,
+        must_be_frozen: false,
     }
 }
 
@@ -77,7 +80,7 @@ async fn the_definition_names_the_overlays_durably_and_can_be_put_back() {
     let fake = Fake::new();
     let overlay = CreateOverlay(fake.world());
     for disk in fake.disks() {
-        let input = OverlayInput { domain: domain(), disk };
+        let input = OverlayInput { domain: domain(), disk, bitmaps: Vec::new() };
         overlay.run(&context(1), input.clone()).await.unwrap();
         // Cut off before its outcome was written down: made again.
         assert_eq!(overlay.probe(&context(1), input.clone()).await, Verdict::NotDone);
@@ -91,7 +94,10 @@ async fn the_definition_names_the_overlays_durably_and_can_be_put_back() {
     step.undo(&context(1), switch(&fake), Some(())).await.unwrap();
     assert_eq!(fake.state().durable[&target("vda")].to_str(), Some("/i/a"));
     for disk in fake.disks() {
-        overlay.undo(&context(1), OverlayInput { domain: domain(), disk }, None).await.unwrap();
+        overlay
+            .undo(&context(1), OverlayInput { domain: domain(), disk, bitmaps: Vec::new() }, None)
+            .await
+            .unwrap();
     }
     assert_eq!(fake.state().files.len(), 2);
 }

@@ -15,7 +15,7 @@ use crate::snapshot::copy::{CopyImage, CopyInput};
 
 const SIZE: usize = 12 << 20;
 
-fn input(fake: &Fake, folder: &Path, bandwidth: u64) -> CopyInput {
+pub(super) fn input(fake: &Fake, folder: &Path, bandwidth: u64) -> CopyInput {
     let source = folder.join("source.raw");
     if !source.exists() {
         std::fs::write(&source, vec![7; SIZE]).unwrap();
@@ -32,6 +32,7 @@ fn input(fake: &Fake, folder: &Path, bandwidth: u64) -> CopyInput {
             backing: None,
             virtual_size: SIZE as u64,
             data_bytes: SIZE as u64,
+            rights: None,
         },
         folder: folder.to_owned(),
         bandwidth,

@@ -58,9 +58,14 @@ pub(crate) struct State {
     pub(crate) job: Option<DomainJob>,
     pub(crate) stragglers: Option<String>,
     pub(crate) bare: String,
+    pub(crate) managed_save: bool,
     /// A save that goes on until the guest is stopped or the job is aborted.
     pub(crate) endless: bool,
     pub(crate) aborted: bool,
+    pub(crate) saved: Option<bool>,
+    pub(crate) crashed: bool,
+    /// Bytes that are free on every file system.
+    pub(crate) free: u64,
     pub(crate) calls: Vec<String>,
     pub(crate) traps: HashMap<&'static str, VecDeque<Trap>>,
     starts: u32,
@@ -146,6 +151,7 @@ impl State {
 
     pub(crate) fn start(&mut self) {
         self.starts += 1;
+        (self.managed_save, self.crashed) = (false, false);
         let tops = self.persistent.clone();
         self.live = tops.clone();
         self.marker = self.persistent_marker.clone();
@@ -183,8 +189,12 @@ impl Fake {
             job: None,
             stragglers: None,
             bare: "as it was".to_owned(),
+            managed_save: false,
+            saved: None,
+            crashed: false,
             endless: false,
             aborted: false,
+            free: 1 << 39,
             calls: Vec::new(),
             traps: HashMap::new(),
             starts: 0,
@@ -214,6 +224,8 @@ impl Fake {
                 target: target(name),
                 base: state.layer(Path::new(base)),
                 base_id: state.files[Path::new(base)].id,
+                device: false,
+                lasting: None,
                 virtual_size: 1 << 20,
                 overlay,
             }
@@ -331,6 +343,10 @@ impl Hypervisor for Fake {
         Ok(BTreeMap::new())
     }
 
+    async fn own_folders(&self) -> HvResult<OwnFolders> {
+        Ok(OwnFolders { nvram: "/own/nvram".into(), tpm: "/own/tpm".into(), save: "/own/save".into() })
+    }
+
     async fn domains(&self) -> HvResult<Vec<DomainRef>> {
         Ok(vec![domain()])
     }
@@ -353,7 +369,10 @@ impl Hypervisor for Fake {
                     state.persistent_marker.clone()
                 },
                 persistent_marker: state.persistent_marker.clone(),
-                managed_save: false,
+                managed_save: state.managed_save,
+                autostart: false,
+                saved: state.saved,
+                crashed: state.crashed,
                 snapshots: Vec::new(),
                 checkpoints: Vec::new(),
             })
@@ -456,6 +475,31 @@ impl Hypervisor for Fake {
         })
     }
 
+    async fn save(&self, _: &DomainId, file: &Path) -> HvResult<()> {
+        self.call("save", "", |state| {
+            Self::running(state)?;
+            let mut header = b"LibvirtQemudSave".to_vec();
+            for field in [2, 100, u32::from(state.run == RunState::Running), 0] {
+                header.extend(field.to_ne_bytes());
+            }
+            std::fs::write(file, header).unwrap();
+            state.die();
+            Ok(())
+        })
+    }
+
+    async fn note(&self, _: &DomainId, marker: &Marker) -> HvResult<()> {
+        self.call("note", format_args!(" {:?}", marker.hold), |state| {
+            state.persistent_marker = Some(marker.clone());
+            Ok(())
+        })
+    }
+
+    fn reloaded_definition(&self, _: &str, disks: &[(Target, Layer)], marker: &Marker) -> HvResult<String> {
+        let disks: BTreeMap<_, _> = disks.iter().map(|(t, layer)| (t.clone(), layer.path.clone())).collect();
+        Ok(serde_json::to_string(&(disks, marker)).unwrap())
+    }
+
     async fn suspend(&self, _: &DomainId) -> HvResult<()> {
         self.call("suspend", "", |state| {
             Self::running(state)?;
@@ -524,7 +568,7 @@ impl Hypervisor for Fake {
     }
 
     async fn memory_image_definition(&self, _: &Path) -> HvResult<String> {
-        Err(HvError::new(Trouble::Unsupported, "not in this world"))
+        Ok(String::new())
     }
 
     async fn memory_image_head(&self, _: &Path, _: &str) -> HvResult<Vec<u8>> {
@@ -547,11 +591,33 @@ impl Hypervisor for Fake {
         Err(HvError::new(Trouble::Unsupported, "not in this world"))
     }
 
-    async fn start(&self, _: &DomainId, _: bool) -> HvResult<()> {
-        Err(HvError::new(Trouble::Unsupported, "not in this world"))
+    async fn start(&self, _: &DomainId, paused: bool) -> HvResult<()> {
+        self.call("start", "", |state| {
+            state.start();
+            if paused {
+                state.run = RunState::Paused(PauseReason::Asked);
+            }
+            Ok(())
+        })
     }
 
-    async fn start_from_memory(&self, _: &Path, _: &str, _: bool) -> HvResult<()> {
+    async fn start_from_memory(&self, _: &Path, xml: &str, paused: bool) -> HvResult<()> {
+        self.call("load", "", |state| {
+            if state.qemu.is_some() {
+                return Err(HvError::new(Trouble::Refused, "domain is already active"));
+            }
+            let (tops, marker): (BTreeMap<Target, PathBuf>, Marker) = serde_json::from_str(xml).unwrap();
+            state.start();
+            (state.live, state.marker) = (tops.clone(), Some(marker));
+            state.qemu.as_mut().unwrap().tops = tops;
+            if paused {
+                state.run = RunState::Paused(PauseReason::Asked);
+            }
+            Ok(())
+        })
+    }
+
+    async fn set_autostart(&self, _: &DomainId, _: bool) -> HvResult<()> {
         Err(HvError::new(Trouble::Unsupported, "not in this world"))
     }
 
@@ -607,18 +673,30 @@ impl Storage for Fake {
         })
     }
 
-    async fn commit_offline(&self, _: &Layer, _: &Layer, give_way: &CancellationToken) -> HvResult<()> {
+    async fn commit_offline(
+        &self,
+        overlay: &Layer,
+        base: &Layer,
+        give_way: &CancellationToken,
+    ) -> HvResult<()> {
         if give_way.is_cancelled() {
             return Err(HvError::new(Trouble::Cancelled, "gives way"));
         }
-        self.call("offline", "", |state| match state.qemu {
-            None => Ok(()),
-            Some(_) => Err(HvError::new(Trouble::Locked, "Failed to get \"write\" lock")),
+        self.call("offline", "", |state| {
+            let open = state.qemu.iter().flat_map(|qemu| qemu.tops.values());
+            let open: Vec<_> = open.flat_map(|top| state.chain(top)).map(|layer| layer.path).collect();
+            if open.contains(&overlay.path) || open.contains(&base.path) {
+                return Err(HvError::new(Trouble::Locked, "Failed to get \"write\" lock"));
+            }
+            if let Some(file) = state.files.get_mut(&overlay.path) {
+                file.empty = true;
+            }
+            Ok(())
         })
     }
 
     async fn space(&self, _: &Path) -> HvResult<Space> {
-        Ok(Space { total: 1 << 40, free: 1 << 39, dev: 1 })
+        Ok(Space { total: 1 << 40, free: self.state().free, dev: 1 })
     }
 
     async fn flush(&self, _: &Path) {}

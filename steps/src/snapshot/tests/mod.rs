@@ -1,8 +1,11 @@
 //! The steps against a small world of their own.
 
 mod act;
+mod broken;
 mod copies;
 pub(crate) mod fake;
+mod rescue;
+mod rest;
 mod way_back;
 
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use vmkeep_workflow::ids::Phase;
 use vmkeep_workflow::progress::Progress;
 use vmkeep_workflow::{Actor, IfBusy, JobId, JobRequest, Outputs, StepContext, Subject};
 
-fn context(attempt: u32) -> StepContext {
+pub(crate) fn context(attempt: u32) -> StepContext {
     let request = JobRequest {
         workflow: "snapshot".into(),
         subject: Subject { id: fake::domain().id.to_string(), label: "web".to_owned() },

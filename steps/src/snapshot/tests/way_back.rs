@@ -291,12 +291,7 @@ async fn a_guest_that_somebody_started_on_its_base_beside_a_full_overlay_needs_a
         state.durable = state.persistent.clone();
         state.start();
     }
-    let of = CommitInput {
-        domain: domain(),
-        disk: fake.disks()[0].clone(),
-        instance: "1".to_owned(),
-        bandwidth: 0,
-    };
+    let of = commit_of(&fake, 0);
     let fault = CommitOverlay(fake.world()).run(&context(1), of).await.unwrap_err();
     assert_eq!(fault.class, Class::Fatal);
     assert_eq!(pivot(&fake, 1).await.unwrap_err().class, Class::Fatal);
@@ -326,17 +321,31 @@ async fn a_base_that_a_helper_holds_is_named_and_waited_for() {
     let fake = Fake::new();
     fake.taken();
     fake.trap("commit", Trap::Fail(HvError::new(Trouble::Locked, "Failed to get \"write\" lock")));
-    let of = CommitInput {
-        domain: domain(),
-        disk: fake.disks()[0].clone(),
-        instance: "1".to_owned(),
-        bandwidth: 0,
-    };
+    let of = commit_of(&fake, 0);
     let step = CommitOverlay(fake.world());
     let fault = step.run(&context(1), of.clone()).await.unwrap_err();
     assert_eq!((fault.code, fault.class), (codes::IMAGE_LOCKED, Class::Transient));
     assert!(fault.remedy.contains("fuser"));
     assert_eq!(step.run(&context(2), of).await.unwrap(), CommitOutput::Ready);
+}
+
+/// The name of a device may lead to another since the host was started anew, and nothing of it is anybody's to write to.
+#[tokio::test]
+async fn nothing_is_committed_to_a_device_that_is_another_now() {
+    for off in [false, true] {
+        let fake = Fake::new();
+        fake.taken();
+        if off {
+            fake.state().die();
+        }
+        let mut of = commit_of(&fake, 0);
+        (of.disk.device, of.disk.lasting) = (true, Some("serial of another".to_owned()));
+        let fault = CommitOverlay(fake.world()).run(&context(1), of).await.unwrap_err();
+        assert_eq!((fault.code, fault.class), (vmkeep_workflow::Code::EFFECT_DIVERGED, Class::Fatal));
+        assert!(fault.cause.contains("another device"), "{fault}");
+        let calls = fake.state().calls.clone();
+        assert!(!calls.iter().any(|call| call.starts_with("commit")), "{calls:?}");
+    }
 }
 
 #[tokio::test]
@@ -418,4 +427,92 @@ async fn the_safety_pass_thaws_what_this_store_froze() {
     }
     assert_eq!(release(&fake.world(), STORE, &domain().id).await.unwrap(), Release::Thawed);
     assert!(!fake.state().frozen);
+}
+
+fn commit_of(fake: &Fake, disk: usize) -> CommitInput {
+    CommitInput { domain: domain(), disk: fake.disks()[disk].clone(), instance: "1".to_owned(), bandwidth: 0 }
+}
+
+#[tokio::test]
+async fn a_disk_that_was_unplugged_is_committed_by_a_helper_and_the_others_as_ever() {
+    let fake = Fake::new();
+    fake.taken();
+    {
+        let mut state = fake.state();
+        state.qemu.as_mut().unwrap().tops.remove(&target("vdb"));
+        state.live.remove(&target("vdb"));
+    }
+    let overlay = fake.disks()[1].overlay.clone();
+    assert!(!fake.state().files[&overlay].empty);
+    let output = CommitOverlay(fake.world()).run(&context(1), commit_of(&fake, 1)).await.unwrap();
+    assert_eq!(output, CommitOutput::Offline);
+    assert!(fake.state().files[&overlay].empty, "a second commit must write nothing");
+    pivot(&fake, 1).await.unwrap();
+    assert!(matches!(probe(&fake).await, Verdict::Done(_)));
+    let state = fake.state();
+    assert_eq!(state.run, RunState::Running);
+    assert_eq!(state.durable[&target("vdb")].to_str(), Some("/i/b"));
+    assert_eq!(state.qemu.as_ref().unwrap().tops[&target("vda")].to_str(), Some("/i/a"));
+}
+
+#[tokio::test]
+async fn a_disk_that_was_plugged_in_again_without_its_overlay_needs_an_operator() {
+    let fake = Fake::new();
+    fake.taken();
+    {
+        let mut state = fake.state();
+        state.qemu.as_mut().unwrap().tops.insert(target("vdb"), "/i/b".into());
+        state.live.insert(target("vdb"), "/i/b".into());
+        // What the fake asserts of every guest that runs does not hold of one that somebody plays tricks on.
+        state.run = RunState::Paused(PauseReason::Asked);
+    }
+    let fault = CommitOverlay(fake.world()).run(&context(1), commit_of(&fake, 1)).await.unwrap_err();
+    assert_eq!(fault.class, Class::Fatal);
+    assert!(fault.remedy.contains("vmkeep-"), "{fault}");
+}
+
+#[tokio::test]
+async fn overlays_that_a_saved_memory_belongs_to_stay_until_it_is_loaded_or_given_up() {
+    let saved = |managed_save, saved| {
+        let fake = Fake::new();
+        fake.taken();
+        fake.state().die();
+        (fake.state().managed_save, fake.state().saved) = (managed_save, saved);
+        fake
+    };
+    let commit = async |fake: &Fake, cx: &[vmkeep_workflow::StepContext; 2]| {
+        let mut done = Vec::new();
+        for (disk, cx) in cx.iter().enumerate() {
+            let committed = CommitOverlay(fake.world()).run(cx, commit_of(fake, disk)).await;
+            if let Err(fault) = &committed {
+                assert_eq!(fault.class, Class::Transient);
+                assert!(fault.remedy.contains("virsh"), "{fault}");
+                assert!(!fake.state().calls.iter().any(|call| call == "offline"));
+            }
+            done.push(committed.is_ok());
+        }
+        assert_eq!(done[0], done[1]);
+        done[0]
+    };
+    let fresh = || [context(1), context(1)];
+    let (fake, cx) = (saved(true, Some(true)), fresh());
+    assert!(!commit(&fake, &cx).await);
+    // The file of libvirt's own is removed; why it is off does not change by that.
+    fake.state().managed_save = false;
+    assert!(commit(&fake, &cx).await);
+    pivot(&fake, 1).await.unwrap();
+    assert_home(&fake);
+
+    let (fake, cx) = (saved(false, Some(true)), fresh());
+    assert!(!commit(&fake, &cx).await);
+    assert_eq!(pivot(&fake, 1).await.unwrap_err().class, Class::Transient);
+    // libvirt was started anew, and does not remember.
+    fake.state().saved = None;
+    assert!(!commit(&fake, &cx).await);
+    // Started from its disks, and shut down.
+    fake.state().saved = Some(false);
+    assert!(commit(&fake, &cx).await);
+
+    let fake = saved(false, None);
+    assert!(commit(&fake, &fresh()).await, "off for any other reason");
 }

@@ -1,26 +1,30 @@
-//! Whether a domain can be backed up live, and which of its disks.
+//! Whether a domain can be backed up, and which of its disks.
 //!
 //! Everything that can be known beforehand is asked before anything is touched, and each refusal has its own code. What
 //! is left out is left out by rule, and named: a backup never holds less than its owner believes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmkeep_workflow::{Code, Fault};
 
 use super::facts::LeftOutDisk;
 use super::options::{Settings, SnapshotOptions};
-use super::rule::cannot_take_part;
+use super::rule::{cannot_take_part, transient};
+use super::{devices, machine, off};
 use crate::codes;
 use crate::hypervisor::{
     DiskDef, DiskSource, DomainId, DomainRef, Layer, Mirror, Observation, Qemu, RunState, Target, Trouble,
 };
+use crate::image::device;
+use crate::save;
 use crate::snapshot::disk::overlay_job;
 use crate::snapshot::{World, fence, mark};
 
 const DOING: &str = "back the domain up";
 
-/// A disk that takes part: its target and QEMU's chain, from the top down.
+/// A disk that takes part: its target and its chain, from the top down. QEMU's if it runs, else what the next QEMU will
+/// make of it.
 pub(super) struct Chosen {
     pub(super) disk: DiskDef,
     pub(super) chain: Vec<Layer>,
@@ -31,6 +35,10 @@ pub(super) struct Choice {
     pub(super) disks: Vec<Chosen>,
     pub(super) left_out: Vec<LeftOutDisk>,
     pub(super) warnings: Vec<String>,
+    /// The QEMU process; nothing if the domain is off.
+    pub(super) instance: Option<String>,
+    /// It is off, and this is libvirt's image of its memory.
+    pub(super) saved: Option<PathBuf>,
 }
 
 /// How long planning waits for libvirt to be done with the domain before it refuses, and how often it looks. Whoever
@@ -74,7 +82,7 @@ pub(super) async fn choose(
     let domain = &seen.domain;
     // First what has no remedy: nobody is to be told to start a domain that cannot be backed up then either.
     state_outside_disks(seen, options)?;
-    let qemu = running(seen)?;
+    let qemu = power(seen)?;
     owner(seen, settings)?;
     if let Some(what) = fence::busy(&*world.hypervisor, &domain.id)
         .await
@@ -93,8 +101,18 @@ pub(super) async fn choose(
         )
         .remedy(format!("Delete or merge them first: virsh snapshot-list {}", domain.id)));
     }
-    let (disks, left_out) = disks(seen, qemu, options)?;
+    if options.save.is_some() && matches!(seen.state, RunState::Paused(_)) {
+        return Err(save::paused(domain, DOING));
+    }
+    let (disks, left_out) = disks(seen, qemu, settings, options).await?;
+    devices::can_take_part(seen, settings, options, &disks)?;
     let mut warnings = Vec::new();
+    let memory = options.memory.is_some() || options.save.is_some();
+    if qemu.is_none() && memory && !seen.managed_save {
+        warnings.push(
+            "the domain is off, so there is no memory to take: the disks alone are backed up".to_owned(),
+        );
+    }
     let internal: Vec<_> = seen.snapshots.iter().map(|(name, _)| name.as_str()).collect();
     if !internal.is_empty() {
         warnings.push(format!(
@@ -104,30 +122,56 @@ pub(super) async fn choose(
         ));
     }
     warnings.extend(left_out.iter().map(|disk| format!("disk {} is left out: {}", disk.target, disk.reason)));
-    Ok(Choice { disks, left_out, warnings })
+    let saved = saved_image(world, seen, &disks).await?;
+    Ok(Choice { disks, left_out, warnings, instance: qemu.map(|qemu| qemu.instance.clone()), saved })
 }
 
 fn refuse(code: Code, domain: &DomainRef, cause: impl Into<String>) -> Fault {
     Fault::permanent(code, DOING, domain.name.clone(), cause.into())
 }
 
-/// It runs, and is there to stay.
-fn running(seen: &Observation) -> Result<&Qemu, Fault> {
+/// Its QEMU, if it runs; nothing if it is off. In between nothing is begun.
+fn power(seen: &Observation) -> Result<Option<&Qemu>, Fault> {
     let domain = &seen.domain;
     match (&seen.qemu, seen.state) {
+        (_, RunState::Off) => Ok(None),
         (Some(qemu), RunState::Running | RunState::Paused(_)) => {
             if seen.persistent.is_none() {
-                return Err(refuse(
-                    codes::DOMAIN_TRANSIENT,
-                    domain,
-                    "it is transient: a crash in the middle would lose the knowledge which files are its disks",
-                )
-                .remedy("virsh define makes it persistent"));
+                return Err(transient(domain));
             }
-            Ok(qemu)
+            Ok(Some(qemu))
         }
-        _ => Err(refuse(codes::DOMAIN_NOT_RUNNING, domain, "it does not run")
-            .remedy(format!("virsh start {}", domain.id))),
+        _ => Err(refuse(codes::DOMAIN_NOT_RUNNING, domain, "it neither runs nor is it off")
+            .remedy(format!("virsh domstate --reason {}", domain.id))),
+    }
+}
+
+/// libvirt's image of the memory of a domain that is off, if there is one. It must be of these very disks: the saved
+/// machine comes back on those that the image names.
+async fn saved_image(world: &World, seen: &Observation, disks: &[Chosen]) -> Result<Option<PathBuf>, Fault> {
+    if !seen.managed_save || seen.state != RunState::Off {
+        return Ok(None);
+    }
+    let domain = &seen.domain;
+    let remedy = format!(
+        "Start it (virsh start {0}) and back it up running, or give its memory up: virsh managedsave-remove {0}",
+        domain.id
+    );
+    let fault = |cause: String| refuse(codes::DOMAIN_NOT_RUNNING, domain, cause).remedy(remedy.clone());
+    let hypervisor = &world.hypervisor;
+    let own = hypervisor.own_folders().await.map_err(|e| fault(e.to_string()))?;
+    let image = own.save.join(format!("{}.save", domain.name));
+    let text = hypervisor.memory_image_definition(&image).await.map_err(|e| {
+        fault(format!("libvirt's image of its memory, {}, cannot be read: {e}", image.display()))
+    })?;
+    let definition = hypervisor.parse_definition(&text).map_err(|e| fault(e.to_string()))?;
+    let named = |d: &Chosen| definition.disk(&d.disk.target).map(|disk| &disk.source) == Some(&d.disk.source);
+    match disks.iter().find(|disk| !named(disk)) {
+        None => Ok(Some(image)),
+        Some(disk) => Err(fault(format!(
+            "libvirt's image of its memory names another file for disk {} than the definition does",
+            disk.disk.target
+        ))),
     }
 }
 
@@ -164,22 +208,9 @@ fn owner(seen: &Observation, settings: &Settings) -> Result<(), Fault> {
 
 /// State that is neither on the disks nor in memory.
 fn state_outside_disks(seen: &Observation, options: &SnapshotOptions) -> Result<(), Fault> {
+    machine::can_be_kept(seen)?;
     let Some(live) = seen.live.as_ref().or(seen.persistent.as_ref()) else { return Ok(()) };
-    if let Some(nvram) = &live.devices.nvram {
-        return Err(refuse(
-            codes::FIRMWARE_STATE_UNSUPPORTED,
-            &seen.domain,
-            format!("it keeps firmware variables ({nvram}), which cannot be captured yet"),
-        ));
-    }
-    if live.devices.tpm {
-        return Err(refuse(
-            codes::FIRMWARE_STATE_UNSUPPORTED,
-            &seen.domain,
-            "it has a TPM, whose state cannot be captured yet",
-        ));
-    }
-    if options.memory.is_some() && !live.devices.unsaveable.is_empty() {
+    if (options.memory.is_some() || options.save.is_some()) && !live.devices.unsaveable.is_empty() {
         return Err(refuse(
             codes::MEMORY_UNSAVEABLE,
             &seen.domain,
@@ -190,35 +221,46 @@ fn state_outside_disks(seen: &Observation, options: &SnapshotOptions) -> Result<
     Ok(())
 }
 
-fn disks(
+async fn disks(
     seen: &Observation,
-    qemu: &Qemu,
+    qemu: Option<&Qemu>,
+    settings: &Settings,
     options: &SnapshotOptions,
 ) -> Result<(Vec<Chosen>, Vec<LeftOutDisk>), Fault> {
     let domain = &seen.domain;
     let Some(persistent) = &seen.persistent else { return Ok((Vec::new(), Vec::new())) };
     let all = seen.live.as_ref().unwrap_or(persistent);
-    if let Some(unknown) = options.disks.iter().find(|name| all.disks.iter().all(|d| d.target.0 != **name)) {
+    let only_defined: Vec<_> =
+        persistent.disks.iter().filter(|disk| all.disk(&disk.target).is_none()).collect();
+    let known = |name: &str| all.disks.iter().chain(only_defined.iter().copied()).any(|d| d.target.0 == name);
+    if let Some(unknown) = options.disks.iter().find(|name| !known(name)) {
         return Err(refuse(codes::NO_SUCH_DISK, domain, format!("it has no disk {unknown}"))
             .remedy(format!("virsh domblklist {}", domain.id)));
     }
     let (mut chosen, mut left_out) = (Vec::new(), Vec::new());
-    for disk in &all.disks {
+    for disk in all.disks.iter().chain(only_defined.iter().copied()) {
         let asked = options.disks.contains(&disk.target.0);
-        let reason = match cannot_take_part(disk) {
+        let rule = cannot_take_part(disk, settings.overlay_dir.as_deref());
+        let reason = match rule.or_else(|| not_there_yet(disk, &only_defined)) {
             Some(reason) if asked => {
-                return Err(refuse(
-                    codes::DISK_CANNOT_TAKE_PART,
-                    domain,
-                    format!("disk {} cannot take part: {reason}", disk.target),
-                ));
+                let cause = format!("disk {} cannot take part: {reason}", disk.target);
+                let fault = refuse(codes::DISK_CANNOT_TAKE_PART, domain, cause);
+                return Err(match &disk.source {
+                    DiskSource::Block(_) if settings.overlay_dir.is_none() => {
+                        fault.remedy(devices::NO_FOLDER)
+                    }
+                    _ => fault,
+                });
             }
             None if !options.disks.is_empty() && !asked => Some("it was not asked for".to_owned()),
             reason => reason,
         };
         match reason {
             Some(reason) => left_out.push(LeftOutDisk { target: disk.target.0.clone(), reason }),
-            None => chosen.push(one(seen, qemu, disk)?),
+            None => chosen.push(match qemu {
+                Some(qemu) => one(seen, qemu, disk)?,
+                None => off::one(&seen.domain, disk).await?,
+            }),
         }
     }
     if chosen.is_empty() {
@@ -227,6 +269,15 @@ fn disks(
         return Err(refuse(codes::NO_DISK_TO_BACK_UP, domain, cause));
     }
     Ok((chosen, left_out))
+}
+
+/// Why a disk that only the persistent definition has does not take part: nothing is known of it at the instant of the
+/// others. Somebody else may be writing to it, and the guest's memory knows nothing of it.
+fn not_there_yet(disk: &DiskDef, only_defined: &[&DiskDef]) -> Option<String> {
+    only_defined
+        .iter()
+        .any(|other| other.target == disk.target)
+        .then(|| "the running guest does not have it: it is only defined, for the next start".to_owned())
 }
 
 /// All who have an opinion on the disk agree, and nobody works on it.
@@ -256,7 +307,7 @@ fn one(seen: &Observation, qemu: &Qemu, disk: &DiskDef) -> Result<Chosen, Fault>
     let opinions = [("the persistent definition", &seen.persistent), ("libvirt", &seen.live)];
     for (whose, definition) in opinions {
         let named = definition.as_ref().and_then(|d| d.file(target)).map(|path| path.as_path());
-        if named != Some(top.path.as_path()) {
+        if !named.is_some_and(|named| device::same(named, &top.path)) {
             return Err(disagreement(domain, target, &chain, whose, named));
         }
     }

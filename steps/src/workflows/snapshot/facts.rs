@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::Fault;
 
 use crate::codes;
-use crate::hypervisor::{DomainRef, Observation, Trouble};
+use crate::hypervisor::{DomainRef, Observation, RunState, Trouble};
+use crate::save::AfterReboot;
 use crate::snapshot::disk::JobDisk;
 use crate::snapshot::fence;
 use crate::snapshot::stand::Stand;
@@ -29,17 +30,27 @@ pub struct Facts {
     pub domain: DomainRef,
     /// The store of the daemon that planned.
     pub store: String,
-    /// The QEMU process.
-    pub instance: String,
+    /// The QEMU process; nothing if the domain was off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// It was off with its memory saved by libvirt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub saved: bool,
     /// The persistent definition's hash, see [`crate::hypervisor::Definition::bare`].
     pub definition: String,
     /// Whether the guest ran.
     pub running: bool,
+    /// The host's boot, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
+    /// What becomes of the guest when the host goes down meanwhile.
+    #[serde(default)]
+    pub after_reboot: AfterReboot,
     /// Its memory in bytes.
     pub memory: u64,
     /// The disks that take part.
     pub disks: Vec<JobDisk>,
-    /// Their chains as QEMU has them, from the top down.
+    /// Their chains, from the top down.
     pub chains: Vec<Vec<PathBuf>>,
     /// Those that do not.
     pub left_out: Vec<LeftOutDisk>,
@@ -63,12 +74,15 @@ impl Facts {
     }
 
     fn same_process(&self, seen: &Observation) -> bool {
-        seen.qemu.as_ref().is_some_and(|qemu| qemu.instance == self.instance)
+        seen.qemu.as_ref().map(|qemu| &qemu.instance) == self.instance.as_ref()
     }
 
     fn compare(&self, seen: &Observation, taking: bool) -> Option<String> {
-        if !self.same_process(seen) {
+        if !self.same_process(seen) || (self.instance.is_none() && seen.state != RunState::Off) {
             return Some("the domain has ended, or was started anew".to_owned());
+        }
+        if self.instance.is_none() && seen.managed_save != self.saved {
+            return Some("the domain was started, or saved (virsh managedsave)".to_owned());
         }
         let Some(persistent) = &seen.persistent else {
             return Some("the domain has no persistent definition any more".to_owned());
@@ -82,6 +96,16 @@ impl Facts {
         }
         if let Some(marker) = seen.marker.as_ref().filter(|marker| marker.store != self.store) {
             return Some(mark::foreign(&self.domain, marker).cause);
+        }
+        // Of a domain that is off there is no QEMU to compare with.
+        self.instance.as_ref()?;
+        let known = |name: &str| {
+            self.disks.iter().map(|disk| disk.target.0.as_str()).any(|known| known == name)
+                || self.left_out.iter().any(|disk| disk.target == name)
+        };
+        let plugged = seen.live.iter().flat_map(|live| &live.disks).find(|disk| !known(&disk.target.0));
+        if let Some(disk) = plugged {
+            return Some(format!("somebody has plugged in disk {}", disk.target));
         }
         for (disk, chain) in self.disks.iter().zip(&self.chains) {
             match Stand::of(seen, disk) {

@@ -1,15 +1,22 @@
-//! `snapshot`: a live backup of a running domain into plain files.
+//! `snapshot`: a backup into plain files, of a running domain or one that is off.
 //!
 //! The plan's shape and the reasons for it stand in `STEPS.md`; here it is built ([`plan`]) from what is seen of the
 //! domain, after everything that could go wrong has been asked for ([`check`]). Nothing is changed while planning.
 
 mod check;
+mod devices;
 mod facts;
+mod images;
+mod machine;
+mod off;
 mod options;
 pub mod phases;
 mod plan;
+pub mod reboot;
 mod room;
 mod rule;
+mod saved;
+mod saving;
 
 #[cfg(test)]
 mod tests;
@@ -17,23 +24,30 @@ mod tests;
 use async_trait::async_trait;
 use serde_json::Value;
 use vmkeep_workflow::ids::WorkflowName;
-use vmkeep_workflow::{Class, Code, Fault, Outputs, Plan, PlanContext, Registry, StepName, Workflow};
+use vmkeep_workflow::{Fault, Outputs, Plan, PlanContext, Registry, StepName, Workflow};
 
+pub use devices::unfit as unfit_for_overlays;
 pub use facts::{Facts, LeftOutDisk};
 pub use options::{MemoryOptions, Settings, SnapshotOptions};
 pub use phases::{Phase, Waits};
-pub use rule::cannot_take_part;
+pub use rule::{cannot_take_part, transient};
+pub use saving::SaveOptions;
 
 use crate::codes;
 use crate::hypervisor::DomainId;
+use crate::recipe;
+use crate::save::{ClearState, ReloadGuest, ResumeGuest, RetainState, SaveGuest};
 use crate::snapshot::commit::CommitOverlay;
 use crate::snapshot::copy::CopyImage;
 use crate::snapshot::folder::PrepareFolder;
 use crate::snapshot::freeze::{FreezeGuest, ThawGuest};
+use crate::snapshot::machine::KeepState;
 use crate::snapshot::mark::{Mark, Unmark};
 use crate::snapshot::overlay::CreateOverlay;
 use crate::snapshot::pivot::Pivot;
 use crate::snapshot::publish::{Publish, SealMemory};
+use crate::snapshot::rest::TakeAtRest;
+use crate::snapshot::saved::TakeSaved;
 use crate::snapshot::switch::SwitchDefinition;
 use crate::snapshot::take::TakeSnapshot;
 use crate::snapshot::tidy::Tidy;
@@ -73,8 +87,16 @@ impl Snapshot {
             .step(FreezeGuest(world.clone()))
             .step(ThawGuest(world.clone()))
             .step(TakeSnapshot(world.clone()))
+            .step(TakeAtRest(world.clone()))
+            .step(TakeSaved(world.clone()))
             .step(CopyImage { world: world.clone(), places: places.clone() })
+            .step(KeepState(places.clone()))
             .step(SealMemory(places.clone()))
+            .step(SaveGuest(world.clone()))
+            .step(ReloadGuest(world.clone()))
+            .step(ResumeGuest(world.clone()))
+            .step(RetainState { world: world.clone(), places: places.clone() })
+            .step(ClearState)
             .step(Publish(places))
             .step(CommitOverlay(world.clone()))
             .step(Pivot(world.clone()))
@@ -111,11 +133,8 @@ impl Workflow for Snapshot {
         before: &StepName,
         _: &Outputs,
     ) -> Result<Option<String>, Fault> {
-        let facts: Facts = serde_json::from_value(plan.facts.clone()).map_err(|e| {
-            Fault::permanent(Code::UNKNOWN_STEP_KIND, "read the plan's facts", plan.title.clone(), e)
-                .class(Class::Fatal)
-        })?;
-        facts.differ(&self.world, before.as_str() == plan::TAKE).await
+        let facts: Facts = recipe::facts(plan)?;
+        facts.differ(&self.world, [plan::TAKE, saving::SAVE].contains(&before.as_str())).await
     }
 }
 

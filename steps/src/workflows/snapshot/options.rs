@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::phases::Waits;
+use super::saving::SaveOptions;
 use crate::image::space::LowWater;
+use crate::save::AfterReboot;
 use crate::snapshot::freeze::FreezePolicy;
 use crate::snapshot::memory::IfSlow;
 
@@ -30,9 +32,19 @@ pub struct SnapshotOptions {
     /// Bytes per second for committing each overlay; 0 for no limit.
     #[serde(default)]
     pub merge_bandwidth: u64,
+    /// The classic act: the guest is saved, which takes it down for a moment. Excludes memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save: Option<SaveOptions>,
+    /// What becomes of the guest when the host goes down meanwhile.
+    #[serde(default)]
+    pub after_reboot: AfterReboot,
     /// Waits between its phases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<Waits>,
+    /// How many whole backups of the domain stay below that root once this one is there and was read again; absent: all.
+    /// A job of its own sees to that, see [`crate::deletion`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
 }
 
 /// How much memory may take.
@@ -57,10 +69,12 @@ pub struct Settings {
     pub store: String,
     /// What writes the manifests: `vmkeep 0.1.0`.
     pub tool: String,
-    /// What stays free on the guests' own file systems.
+    /// What stays free on the guests' own file systems, and where overlays lie.
     pub guests: LowWater,
     /// What stays free on the targets.
     pub targets: LowWater,
+    /// A folder for the overlays of disks on block devices; nothing: such disks take no part.
+    pub overlay_dir: Option<PathBuf>,
 }
 
 impl Settings {
@@ -72,6 +86,7 @@ impl Settings {
             tool: tool.into(),
             guests: LowWater::default(),
             targets: LowWater { bytes: 64 << 20, percent: 1 },
+            overlay_dir: None,
         }
     }
 }

@@ -1,29 +1,32 @@
 //! The plan itself.
 
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::Value;
-use vmkeep_workflow::plan::{Probing, Retry, Undo};
-use vmkeep_workflow::{Code, Fault, JobId, Millis, Plan, Step, StepName, StepSpec};
+use vmkeep_workflow::plan::Retry;
+use vmkeep_workflow::{Code, Fault, JobId, Millis, Plan, StepName, StepSpec};
 
 use super::check::Choice;
 use super::facts::Facts;
+use super::machine;
 use super::options::{Settings, SnapshotOptions};
+use super::rule::transient;
+use super::saving::{self, SavePlan};
 use super::{NAME, VERSION, phases};
-use crate::codes;
-use crate::hypervisor::{DomainRef, FileId, Observation, RunState};
-use crate::image::chain::{self, FileToCopy};
+use crate::hypervisor::{DomainRef, Observation, RunState};
+use crate::image::chain::FileToCopy;
 use crate::manifest::{self, folder};
+use crate::recipe::{PATIENT_LOOK, PATIENTLY, patient, step};
 use crate::snapshot::commit::{CommitInput, CommitOverlay};
 use crate::snapshot::copy::{CopyImage, CopyInput};
-use crate::snapshot::disk::{JobDisk, overlay_path};
+use crate::snapshot::disk::JobDisk;
 use crate::snapshot::folder::{FolderInput, PrepareFolder, check_target};
 use crate::snapshot::freeze::{FreezeGuest, FreezeInput, FreezePolicy, ThawGuest};
+use crate::snapshot::machine::{KeepInput, KeepState};
 use crate::snapshot::mark::{Mark, MarkInput, Unmark};
 use crate::snapshot::memory::MemoryLimits;
 use crate::snapshot::overlay::{CreateOverlay, OverlayInput};
 use crate::snapshot::pivot::{Pivot, PivotInput};
 use crate::snapshot::publish::{Publish, PublishDisk, PublishInput, SealInput, SealMemory};
+use crate::snapshot::rest::{RestInput, TakeAtRest};
 use crate::snapshot::switch::{SwitchDefinition, SwitchInput};
 use crate::snapshot::take::{MemoryInput, TakeInput, TakeSnapshot};
 use crate::snapshot::tidy::{Tidy, TidyInput};
@@ -35,14 +38,7 @@ pub(super) const TAKE: &str = "take";
 
 /// The name of the step after which a start of the domain uses the overlays. The way back closes it: whoever starts the
 /// domain then, it is led home, whether or not a snapshot was ever taken. Until it is home the job is in no safe place.
-const SWITCH: &str = "switch";
-
-/// The way back is tried again for as long as it takes to restart a libvirtd, or to make room: more than an hour.
-const PATIENTLY: Retry = Retry { attempts: 200, first: Millis(500), most: Millis::secs(30) };
-
-/// And its effect is looked for as long.
-const PATIENT_LOOK: Probing =
-    Probing { limit: Millis::secs(3600), first: Millis(250), most: Millis::secs(15) };
+pub(super) const SWITCH: &str = "switch";
 
 pub(super) struct Builder<'a> {
     pub(super) world: &'a World,
@@ -58,30 +54,35 @@ pub(super) struct Common {
     pub(super) disks: Vec<JobDisk>,
     pub(super) files: Vec<FileToCopy>,
     chains: Vec<Vec<usize>>,
-    folder: FolderInput,
-    instance: String,
+    pub(super) folder: FolderInput,
+    /// The QEMU process; nothing if the domain is off.
+    instance: Option<String>,
     definition: String,
     pub(super) memory: Option<MemoryInput>,
+    /// Why it is left out although it was asked for.
+    pub(super) without_memory: Option<String>,
     freeze: bool,
+    keep: Option<KeepInput>,
+    /// libvirt's image of the memory of a domain that is off, and what is known of it.
+    pub(super) saved: Option<FileToCopy>,
+    /// It is copied as well.
+    pub(super) with_saved: bool,
+    pub(super) saving: Option<SavePlan>,
 }
 
-fn input<S: Step>(input: &S::Input) -> Result<Value, Fault>
-where
-    S::Input: Serialize,
-{
-    serde_json::to_value(input)
-        .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the backup", S::KIND.to_string(), e))
+impl Common {
+    /// The step whose output tells the point in time and the images that stand still.
+    fn taken(&self) -> &'static str {
+        if self.saving.is_some() { saving::RELOAD } else { TAKE }
+    }
+
+    /// The step after which they are copied: a guest that is down comes first.
+    fn at_rest(&self) -> &'static str {
+        if self.saving.is_some() { saving::RESUME } else { TAKE }
+    }
 }
 
-fn step<S: Step>(
-    name: impl Into<StepName>,
-    title: impl Into<String>,
-    of: &S::Input,
-) -> Result<StepSpec, Fault> {
-    Ok(StepSpec::new(name, S::KIND, title, input::<S>(of)?))
-}
-
-fn overlay_step(disk: &JobDisk) -> StepName {
+pub(super) fn overlay_step(disk: &JobDisk) -> StepName {
     format!("overlay/{}", disk.target).into()
 }
 
@@ -96,41 +97,52 @@ fn copy_step(file: &FileToCopy) -> StepName {
 impl Builder<'_> {
     pub(super) async fn build(&self, seen: &Observation, choice: &Choice) -> Result<Plan, Fault> {
         check_target(self.places, &self.options.target)?;
-        let (Some(persistent), Some(qemu)) = (&seen.persistent, &seen.qemu) else {
-            return Err(Fault::permanent(
-                codes::DOMAIN_NOT_RUNNING,
-                "plan the backup",
-                &seen.domain.name,
-                "it does not run",
-            ));
+        let Some(persistent) = &seen.persistent else {
+            return Err(transient(&seen.domain));
         };
+        let off = choice.instance.is_none();
         let (disks, files, chains) = self.images(choice).await?;
         let parent = self.options.target.join(folder::of_domain(&seen.domain.name).as_str());
         let name = folder::of_backup(Timestamp::now(), self.job).as_str().to_owned();
         let folder = FolderInput { parent, name };
         let guest_memory = seen.live.as_ref().map_or(persistent.devices.memory, |live| live.devices.memory);
-        let memory = self.memory(guest_memory, &folder);
-        let freeze = memory.is_none()
-            && self.options.freeze != FreezePolicy::Never
-            && (persistent.devices.agent || self.options.freeze == FreezePolicy::Required);
-        let common = Common {
+        // Without knowing it nothing is ever taken for the consequence of a reboot.
+        let boot = self.world.hypervisor.environment().await.ok().and_then(|env| env.get("boot").cloned());
+        let saving = self.save_plan(seen, &disks, folder.path(), guest_memory, boot.as_ref()).await?;
+        let memory = if off { None } else { self.memory(guest_memory, &folder) };
+        let keep = machine::to_keep(self.world, seen, folder.path()).await?;
+        let mut common = Common {
             domain: seen.domain.clone(),
             disks,
             files,
             chains,
             folder,
-            instance: qemu.instance.clone(),
+            instance: choice.instance.clone(),
             definition: persistent.xml.clone(),
             memory,
-            freeze,
+            without_memory: None,
+            freeze: false,
+            keep,
+            saved: self.saved(choice).await?,
+            with_saved: choice.saved.is_some()
+                && (self.options.memory.is_some() || self.options.save.is_some()),
+            saving,
         };
-        self.room(&common, guest_memory).await?;
+        self.fit(&mut common, guest_memory).await?;
+        common.freeze = common.memory.is_none()
+            && common.saving.is_none()
+            && !off
+            && self.options.freeze != FreezePolicy::Never
+            && (persistent.devices.agent || self.options.freeze == FreezePolicy::Required);
         let facts = Facts {
             domain: seen.domain.clone(),
             store: self.settings.store.clone(),
-            instance: qemu.instance.clone(),
+            instance: choice.instance.clone(),
+            saved: choice.saved.is_some(),
             definition: persistent.bare.clone(),
             running: seen.state == RunState::Running,
+            boot,
+            after_reboot: self.options.after_reboot,
             memory: guest_memory,
             disks: common.disks.clone(),
             chains: choice
@@ -141,69 +153,34 @@ impl Builder<'_> {
             left_out: choice.left_out.clone(),
         };
         let mut steps = Vec::new();
-        self.preparations(&common, &mut steps)?;
-        self.act(&common, &mut steps)?;
-        self.backup(&common, seen, choice, &mut steps).await?;
-        self.way_back(&common, &mut steps)?;
+        self.reservations(&common, &mut steps)?;
+        if common.saved.is_some() {
+            self.take_saved(&common, &mut steps)?;
+            self.backup(&common, seen, choice, &mut steps).await?;
+            self.release("publish", &common, &mut steps)?;
+        } else {
+            self.preparations(&common, &mut steps)?;
+            self.act(&common, &mut steps)?;
+            self.backup(&common, seen, choice, &mut steps).await?;
+            self.way_back(&common, &mut steps)?;
+        }
         phases::arrange(&mut steps, self.options.waits.as_ref())?;
-        let what = if common.memory.is_some() { "with memory" } else { "of its disks" };
+        let title = match (&common.memory, &common.without_memory) {
+            _ if common.saved.is_some() => {
+                format!("backup of {}, which is off with its memory saved", seen.domain.name)
+            }
+            _ if off => format!("backup of {}, which is off", seen.domain.name),
+            _ if common.saving.is_some() => format!("backup of {} with its saved state", seen.domain.name),
+            (Some(_), _) => format!("live backup of {} with memory", seen.domain.name),
+            (None, Some(why)) => {
+                format!("live backup of {} of its disks, its memory left out: {why}", seen.domain.name)
+            }
+            (None, None) => format!("live backup of {} of its disks", seen.domain.name),
+        };
         let facts = serde_json::to_value(facts)
             .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the backup", &seen.domain.name, e))?;
-        Plan::new(
-            NAME,
-            VERSION,
-            format!("live backup of {} {what}", seen.domain.name),
-            steps,
-            Some("publish".into()),
-            facts,
-        )
-        .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the backup", &seen.domain.name, e))
-    }
-
-    /// The disks of the job and the files that make them up.
-    async fn images(
-        &self,
-        choice: &Choice,
-    ) -> Result<(Vec<JobDisk>, Vec<FileToCopy>, Vec<Vec<usize>>), Fault> {
-        let wanted: Vec<_> =
-            choice.disks.iter().map(|disk| (disk.disk.target.clone(), disk.chain.clone())).collect();
-        let job = self.job;
-        let looked = tokio::task::spawn_blocking(move || {
-            let mut disks = Vec::new();
-            let mut elements = Vec::new();
-            for (target, layers) in &wanted {
-                let chain = chain::from_layers(layers.iter().map(|l| (l.path.as_path(), l.format.as_str())))
-                    .map_err(|e| (target.to_string(), e.to_string()))?;
-                let (Some(base), Some(top)) = (layers.first(), chain.first()) else {
-                    return Err((target.to_string(), "it has no image".to_owned()));
-                };
-                let overlay = overlay_path(&base.path, job, target);
-                if overlay.symlink_metadata().is_ok() {
-                    return Err((target.to_string(), format!("{} exists already", overlay.display())));
-                }
-                disks.push(JobDisk {
-                    target: target.clone(),
-                    base: base.clone(),
-                    base_id: FileId { dev: top.identity.dev, ino: top.identity.ino },
-                    virtual_size: top.virtual_size,
-                    overlay,
-                });
-                elements.push((target.0.clone(), chain));
-            }
-            let (files, chains) = chain::lay_out(elements.iter().map(|(t, c)| (t.as_str(), c.as_slice())));
-            Ok((disks, files, chains))
-        })
-        .await;
-        match looked {
-            Ok(Ok(found)) => Ok(found),
-            Ok(Err((target, why))) => {
-                Err(Fault::permanent(codes::CHAIN_UNREADABLE, "read the images of the disk", target, why)
-                    .remedy("qemu-img info -U --backing-chain IMAGE shows what is there"))
-            }
-            Err(e) => {
-                Err(Fault::permanent(Code::UNDEFINED, "read the images of the domain", String::new(), e))
-            }
-        }
+        Plan::new(NAME, VERSION, title, steps, Some("publish".into()), facts)
+            .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the backup", &seen.domain.name, e))
     }
 
     fn memory(&self, guest: u64, folder: &FolderInput) -> Option<MemoryInput> {
@@ -214,12 +191,12 @@ impl Builder<'_> {
         Some(MemoryInput { file: folder.path().join(folder::MEMORY), limits })
     }
 
-    fn preparations(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
+    fn reservations(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
         let mark = MarkInput { domain: common.domain.clone(), store: self.settings.store.clone() };
         steps.push(
             step::<Mark>("mark", "reserve the domain", &mark)?
                 .check_facts()
-                .undo(Undo { retry: PATIENTLY, deadline: None })
+                .undo(patient())
                 .deadline(Millis::secs(180)),
         );
         steps.push(
@@ -231,8 +208,14 @@ impl Builder<'_> {
             .after("mark")
             .undoable(),
         );
-        for disk in &common.disks {
-            let of = OverlayInput { domain: common.domain.clone(), disk: disk.clone() };
+        Ok(())
+    }
+
+    fn preparations(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
+        let bitmaps = common.saving.as_ref().map(|plan| plan.bitmaps.as_slice()).unwrap_or_default();
+        for (at, disk) in common.disks.iter().enumerate() {
+            let bitmaps = bitmaps.get(at).cloned().unwrap_or_default();
+            let of = OverlayInput { domain: common.domain.clone(), disk: disk.clone(), bitmaps };
             steps.push(
                 step::<CreateOverlay>(
                     overlay_step(disk),
@@ -240,7 +223,7 @@ impl Builder<'_> {
                     &of,
                 )?
                 .after("mark")
-                .undo(Undo { retry: PATIENTLY, deadline: None })
+                .undo(patient())
                 .deadline(Millis::secs(180)),
             );
         }
@@ -253,7 +236,7 @@ impl Builder<'_> {
             step::<SwitchDefinition>(SWITCH, "let the definition name the overlays", &switch)?
                 .after_all(common.disks.iter().map(overlay_step))
                 .critical()
-                .undo(Undo { retry: PATIENTLY, deadline: None })
+                .undo(patient())
                 .deadline(Millis::secs(180)),
         );
         Ok(())
@@ -261,6 +244,19 @@ impl Builder<'_> {
 
     fn act(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
         let mut before = vec![StepName::from(SWITCH), StepName::from("prepare")];
+        if let Some(plan) = &common.saving {
+            return self.act_saving(plan, before, steps);
+        }
+        let Some(instance) = &common.instance else {
+            let rest = RestInput { domain: common.domain.clone(), disks: common.disks.clone() };
+            steps.push(
+                step::<TakeAtRest>(TAKE, "see that the disks stand still", &rest)?
+                    .after_all(before)
+                    .probing(PATIENT_LOOK)
+                    .deadline(Millis::secs(300)),
+            );
+            return Ok(());
+        };
         let freeze = FreezeInput {
             domain: common.domain.clone(),
             store: self.settings.store.clone(),
@@ -279,9 +275,12 @@ impl Builder<'_> {
         let take = TakeInput {
             domain: common.domain.clone(),
             store: self.settings.store.clone(),
-            instance: common.instance.clone(),
+            instance: instance.clone(),
             disks: common.disks.clone(),
             memory: common.memory.clone(),
+            without_memory: common.without_memory.clone(),
+            frozen: common.freeze.then(|| "freeze".into()),
+            must_be_frozen: common.freeze && self.options.freeze == FreezePolicy::Required,
         };
         let patience = common.memory.as_ref().map_or(300, |memory| memory.limits.seconds * 2 + 600);
         let title = if common.memory.is_some() { "take memory and disks" } else { "take the disks" };
@@ -322,25 +321,54 @@ impl Builder<'_> {
                 file: file.clone(),
                 folder: common.folder.path(),
                 bandwidth: self.options.bandwidth,
-                taken: TAKE.into(),
+                taken: common.taken().into(),
             };
             let title = format!("copy {} ({})", file.source.display(), bytes(file.data_bytes));
             steps.push(
                 step::<CopyImage>(copy_step(file), title, &of)?
-                    .after(TAKE)
+                    .after(common.at_rest())
                     .undoable()
                     .stall(Millis::secs(600)),
             );
             before.push(copy_step(file));
         }
-        if common.memory.is_some() {
+        if let Some(saved) = common.saved.as_ref().filter(|_| common.with_saved) {
+            let of = CopyInput {
+                domain: common.domain.clone(),
+                disks: common.disks.clone(),
+                low_water: self.settings.guests,
+                file: saved.clone(),
+                folder: common.folder.path(),
+                bandwidth: self.options.bandwidth,
+                taken: TAKE.into(),
+            };
+            let title = format!("copy the saved memory ({} bytes)", saved.data_bytes);
+            steps.push(
+                step::<CopyImage>(copy_step(saved), title, &of)?
+                    .after(TAKE)
+                    .undoable()
+                    .stall(Millis::secs(600)),
+            );
+        }
+        if let Some(plan) = &common.saving {
+            before.push(self.keep_state(plan, common, steps)?);
+        } else if common.memory.is_some() || common.with_saved {
             let of = SealInput { folder: common.folder.path(), taken: TAKE.into() };
             steps.push(
                 step::<SealMemory>("memory", "check the memory image", &of)?
                     .after(TAKE)
+                    .after_all(common.saved.as_ref().map(copy_step))
                     .stall(Millis::secs(600)),
             );
             before.push("memory".into());
+        }
+        if let Some(keep) = &common.keep {
+            steps.push(
+                step::<KeepState>("state", "keep firmware variables and TPM state", keep)?
+                    .after(common.at_rest())
+                    .deadline(Millis::secs(120)),
+            );
+            before.push("state".into());
         }
         if common.freeze {
             before.push("thaw".into());
@@ -396,10 +424,19 @@ impl Builder<'_> {
                 .iter()
                 .map(|d| manifest::LeftOut { target: d.target.clone(), reason: d.reason.clone() })
                 .collect(),
-            warnings: choice.warnings.clone(),
-            taken: TAKE.into(),
+            warnings: choice
+                .warnings
+                .iter()
+                .cloned()
+                .chain(common.saving.as_ref().and_then(|plan| plan.warning.clone()))
+                .collect(),
+            taken: common.taken().into(),
             frozen: common.freeze.then(|| "freeze".into()),
-            sealed: common.memory.is_some().then(|| "memory".into()),
+            sealed: (common.memory.is_some() || common.with_saved || common.saving.is_some())
+                .then(|| "memory".into()),
+            autostart: Some(seen.autostart),
+            kept: common.keep.as_ref().map(|_| "state".into()),
+            resumed: common.saving.is_some().then(|| saving::RESUME.into()),
         }
     }
 
@@ -408,7 +445,7 @@ impl Builder<'_> {
             let of = CommitInput {
                 domain: common.domain.clone(),
                 disk: disk.clone(),
-                instance: common.instance.clone(),
+                instance: common.instance.clone().unwrap_or_default(),
                 bandwidth: self.options.merge_bandwidth,
             };
             steps.push(
@@ -429,7 +466,7 @@ impl Builder<'_> {
             store: self.settings.store.clone(),
             definition: common.definition.clone(),
             disks: common.disks.clone(),
-            instance: common.instance.clone(),
+            instance: common.instance.clone().unwrap_or_default(),
             bandwidth: self.options.merge_bandwidth,
         };
         steps.push(
@@ -451,10 +488,14 @@ impl Builder<'_> {
                 .retry(PATIENTLY)
                 .probing(PATIENT_LOOK),
         );
+        self.release("tidy", common, steps)
+    }
+
+    fn release(&self, last: &'static str, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
         let mark = MarkInput { domain: common.domain.clone(), store: self.settings.store.clone() };
         steps.push(
             step::<Unmark>("unmark", "release the domain", &mark)?
-                .after("tidy")
+                .after(last)
                 .retry(PATIENTLY)
                 .probing(PATIENT_LOOK),
         );

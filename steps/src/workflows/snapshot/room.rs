@@ -9,17 +9,41 @@ use super::plan::{Builder, Common};
 use crate::codes;
 use crate::image::root::RootError;
 use crate::image::space::{LowWater, Space};
+use crate::snapshot::memory::IfSlow;
 use crate::text;
 
-/// Room that a guest gets on its own file system for what it writes meanwhile, at least.
+/// Room that a guest gets for what it writes meanwhile to each disk, at least.
 const HEADROOM: u64 = 64 << 20;
 
 impl Builder<'_> {
+    /// Makes sure that there is room. Memory that is too large beforehand, for its limit or for the target, is left out if
+    /// that is what the caller chose for memory that takes too much.
+    pub(super) async fn fit(&self, common: &mut Common, guest_memory: u64) -> Result<(), Fault> {
+        let Err(fault) = self.room(common, guest_memory).await else { return Ok(()) };
+        let optional = common.memory.as_ref().is_some_and(|m| m.limits.if_slow == IfSlow::DiskOnly);
+        let too_large = [codes::MEMORY_TOO_LARGE, codes::NOT_ENOUGH_DISK_SPACE].contains(&fault.code);
+        if !optional || !too_large {
+            return Err(fault);
+        }
+        common.memory = None;
+        // It may not have been the memory; then what the disks alone need is what there is to say.
+        self.room(common, guest_memory).await?;
+        common.without_memory = Some(match fault.code {
+            codes::MEMORY_TOO_LARGE => fault.cause,
+            _ => format!("there is no room for it ({}: {})", fault.object, fault.cause),
+        });
+        Ok(())
+    }
+
     /// Whether there is room for everything that will be written, on every file system that is written to.
-    pub(super) async fn room(&self, common: &Common, guest_memory: u64) -> Result<(), Fault> {
+    async fn room(&self, common: &Common, guest_memory: u64) -> Result<(), Fault> {
         let doing = "make sure that there is room";
-        let copies: u64 = common.files.iter().map(|file| file.data_bytes).sum();
-        let memory = common.memory.as_ref().map_or(0, |memory| memory.limits.worst(guest_memory));
+        let copies: u64 = common.files.iter().chain(&common.saved).map(|file| file.data_bytes).sum();
+        let memory = match (&common.saving, &common.memory) {
+            // Also what goes to a RAM disk first ends in the backup.
+            (Some(_), _) => super::saving::largest(guest_memory),
+            (None, memory) => memory.as_ref().map_or(0, |memory| memory.limits.worst(guest_memory)),
+        };
         if let Some(memory) = &common.memory
             && memory.limits.bytes < guest_memory / 4
         {
@@ -33,13 +57,18 @@ impl Builder<'_> {
                     text::bytes(memory.limits.bytes)
                 ),
             )
-            .remedy("Raise the limit, or back up its disks only"));
+            .remedy(
+                "Raise the limit (--memory-limit, limits.memory), or let the memory be left out (--on-busy-memory \
+                 disk-only)",
+            ));
         }
         let target = self.nearest(&self.options.target)?;
         let mut wanted: BTreeMap<u64, Wanted> = BTreeMap::new();
         self.want(&mut wanted, &target, copies + memory, self.settings.targets).await?;
         for disk in &common.disks {
-            self.want(&mut wanted, &disk.base.path, HEADROOM, self.settings.guests).await?;
+            // Where the overlay grows. A file's lies on the file system of its base.
+            let grows = disk.overlay.parent().filter(|_| disk.device).unwrap_or(&disk.base.path);
+            self.want(&mut wanted, grows, HEADROOM, self.settings.guests).await?;
         }
         for Wanted { bytes, low, space, at } in wanted.into_values() {
             if !low.allows(space, bytes) {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use vmkeep_workflow::{Code, JobId, Plan};
 
 use super::check::{choose, observe, wait_until_free};
@@ -12,10 +13,12 @@ use super::options::{MemoryOptions, Settings, SnapshotOptions};
 use super::plan::Builder;
 use crate::codes;
 use crate::hypervisor::{
-    DiskDevice, DiskSource, DomainJob, Layer, LocalStorage, Marker, Mirror, Observation, RunState,
+    Backing, DiskDevice, DiskSource, DomainJob, FileId, HvError, HvResult, Image, Layer, LocalStorage,
+    Marker, Mirror, NvramDef, Observation, OverlaySpec, RunState, Space, Storage, TpmDef, TpmKind, Trouble,
 };
 use crate::image::root::Roots;
 use crate::image::space::LowWater;
+use crate::save::AfterReboot;
 use crate::snapshot::freeze::FreezePolicy;
 use crate::snapshot::tests::fake::{Fake, STORE, domain, target};
 use crate::snapshot::{Places, World};
@@ -33,7 +36,10 @@ fn options(target: &Path) -> SnapshotOptions {
         disks: Vec::new(),
         bandwidth: 0,
         merge_bandwidth: 0,
+        save: None,
+        after_reboot: AfterReboot::Start,
         waits: None,
+        keep: None,
     }
 }
 
@@ -47,27 +53,23 @@ async fn refused(change: impl FnOnce(&mut Observation, &mut SnapshotOptions)) ->
 
 #[tokio::test]
 async fn each_reason_to_refuse_has_its_code() {
-    let off = |seen: &mut Observation| {
-        seen.state = RunState::Off;
-        (seen.qemu, seen.live) = (None, None);
-    };
-    assert_eq!(refused(|seen, _| off(seen)).await, codes::DOMAIN_NOT_RUNNING);
+    assert_eq!(refused(|seen, _| seen.state = RunState::Other).await, codes::DOMAIN_NOT_RUNNING);
     assert_eq!(refused(|seen, _| seen.persistent = None).await, codes::DOMAIN_TRANSIENT);
     let other = Marker { store: "another".to_owned(), job: "j".to_owned(), hold: None };
     assert_eq!(refused(|seen, _| seen.persistent_marker = Some(other)).await, codes::FOREIGN_MARKER);
     let external = vec![("inner".to_owned(), false), ("outer".to_owned(), true)];
     assert_eq!(refused(|seen, _| seen.snapshots = external).await, codes::FOREIGN_SNAPSHOT);
     assert_eq!(refused(|_, options| options.disks = vec!["vdz".to_owned()]).await, codes::NO_SUCH_DISK);
-    let live = |seen: &mut Observation| seen.live.clone().unwrap();
-    for tpm in [true, false] {
-        let code = refused(|seen, _| {
-            let mut definition = live(seen);
-            definition.devices.tpm = tpm;
-            definition.devices.nvram = (!tpm).then(|| "/nvram".to_owned());
-            seen.live = Some(definition);
-        });
-        assert_eq!(code.await, codes::FIRMWARE_STATE_UNSUPPORTED);
-    }
+    let code = refused(|seen, _| {
+        let kind = TpmKind::Other("passthrough".to_owned());
+        seen.live.as_mut().unwrap().devices.tpm = Some(TpmDef { kind, version: None, encrypted: false });
+    });
+    assert_eq!(code.await, codes::FIRMWARE_STATE_UNSUPPORTED);
+    let code = refused(|seen, _| {
+        let elsewhere = Some("block /dev/x".to_owned());
+        seen.live.as_mut().unwrap().devices.nvram = Some(NvramDef { elsewhere, ..NvramDef::default() });
+    });
+    assert_eq!(code.await, codes::FIRMWARE_STATE_UNSUPPORTED);
     let code = refused(|seen, options| {
         options.memory = Some(MemoryOptions::default());
         seen.live.as_mut().unwrap().devices.unsaveable.push("a host device (pci)".to_owned());
@@ -214,6 +216,60 @@ async fn disks_that_cannot_take_part_are_left_out_by_name_and_refused_if_asked_f
 }
 
 #[tokio::test]
+async fn a_disk_on_a_device_takes_part_if_its_overlay_has_a_place_and_its_age_does_not_matter() {
+    let fake = Fake::new();
+    let mut seen = observe(&fake.world(), &domain().id).await.unwrap();
+    for definition in [&mut seen.persistent, &mut seen.live].into_iter().flatten() {
+        for disk in &mut definition.disks {
+            let Some(path) = disk.source.image().cloned() else { unreachable!() };
+            (disk.source, disk.format) = (DiskSource::Block(path), Some("raw".to_owned()));
+        }
+    }
+    let plain = options(Path::new("/t"));
+    let none = choose(&fake.world(), &settings(), &plain, &seen).await.err().unwrap();
+    assert_eq!(none.code, codes::NO_DISK_TO_BACK_UP);
+    let asked = SnapshotOptions { disks: vec!["vda".to_owned()], ..plain.clone() };
+    let fault = choose(&fake.world(), &settings(), &asked, &seen).await.err().unwrap();
+    assert_eq!(fault.code, codes::DISK_CANNOT_TAKE_PART);
+    assert!(fault.remedy.contains("overlay_dir"));
+
+    let at = |folder: &str| Settings { overlay_dir: Some(folder.into()), ..settings() };
+    let here = at(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(choose(&fake.world(), &here, &plain, &seen).await.unwrap().disks.len(), 2);
+    for unfit in ["/nothing", "/dev"] {
+        let fault = choose(&fake.world(), &at(unfit), &plain, &seen).await.err().unwrap();
+        assert_eq!(fault.code, codes::DISK_CANNOT_TAKE_PART, "{unfit}");
+    }
+    let save = SnapshotOptions { save: Some(super::SaveOptions::default()), ..plain.clone() };
+    let fault = choose(&fake.world(), &here, &save, &seen).await.err().unwrap();
+    assert_eq!(fault.code, codes::MEMORY_UNSAVEABLE);
+    for disk in &mut seen.live.as_mut().unwrap().disks {
+        disk.format = Some("qcow2".to_owned());
+    }
+    let none = choose(&fake.world(), &here, &plain, &seen).await.err().unwrap();
+    assert_eq!(none.code, codes::NO_DISK_TO_BACK_UP, "an image format on a device is left out");
+}
+
+/// Nothing is known of it at the instant of the others, and a restore must be told that it is missing.
+#[tokio::test]
+async fn a_disk_that_is_only_defined_for_the_next_start_is_left_out_by_name_and_refused_if_asked_for() {
+    let fake = Fake::new();
+    let mut seen = observe(&fake.world(), &domain().id).await.unwrap();
+    let persistent = seen.persistent.as_mut().unwrap();
+    let mut disk = persistent.disks[0].clone();
+    (disk.target, disk.source) = (target("vdz"), DiskSource::File("/i/new".into()));
+    persistent.disks.push(disk);
+    let choice = choose(&fake.world(), &settings(), &options(Path::new("/t")), &seen).await.unwrap();
+    assert_eq!(choice.disks.len(), 2);
+    let [left_out] = choice.left_out.as_slice() else { panic!("{:?}", choice.left_out) };
+    assert_eq!(left_out.target, "vdz");
+    assert!(choice.warnings[0].contains("vdz") && choice.warnings[0].contains("next start"));
+    let asked = SnapshotOptions { disks: vec!["vdz".to_owned()], ..options(Path::new("/t")) };
+    let fault = choose(&fake.world(), &settings(), &asked, &seen).await.err().unwrap();
+    assert_eq!(fault.code, codes::DISK_CANNOT_TAKE_PART);
+}
+
+#[tokio::test]
 async fn a_domain_without_a_disk_that_can_take_part_is_refused() {
     let code = refused(|seen, _| {
         for disk in &mut seen.live.as_mut().unwrap().disks {
@@ -255,8 +311,16 @@ impl Real {
         settings: &Settings,
         options: &SnapshotOptions,
     ) -> Result<Plan, vmkeep_workflow::Fault> {
-        let world =
-            World { hypervisor: Arc::new(self.fake.clone()), storage: Arc::new(LocalStorage::default()) };
+        self.plan_on(Arc::new(LocalStorage::default()), settings, options).await
+    }
+
+    async fn plan_on(
+        &self,
+        storage: Arc<dyn Storage>,
+        settings: &Settings,
+        options: &SnapshotOptions,
+    ) -> Result<Plan, vmkeep_workflow::Fault> {
+        let world = World { hypervisor: Arc::new(self.fake.clone()), storage };
         let places = Places { roots: Arc::new(Roots::open([self.folder.path()]).unwrap()) };
         let choice = choose(&world, settings, options, &self.seen).await?;
         let job = JobId::from(uuid::Uuid::from_u128(0x0123_4567_89ab));
@@ -317,6 +381,78 @@ async fn the_plan_has_the_shape_that_the_table_of_steps_promises() {
 }
 
 #[tokio::test]
+async fn firmware_variables_and_tpm_state_are_kept_from_where_libvirt_keeps_them() {
+    let mut real = Real::new().await;
+    let options = options(&real.folder.path().join("backups"));
+    let devices = &mut real.seen.live.as_mut().unwrap().devices;
+    devices.nvram = Some(NvramDef { format: "raw".to_owned(), ..NvramDef::default() });
+    devices.tpm = Some(TpmDef { kind: TpmKind::Emulator, version: Some("2.0".to_owned()), encrypted: false });
+    let plan = real.plan(&settings(), &options).await.unwrap();
+    let step = |name: &str| plan.steps.iter().find(|step| step.name.as_str() == name).unwrap();
+    let input = step("state").input.to_string();
+    assert!(input.contains("/own/nvram/web_VARS.fd"), "{input}");
+    assert!(input.contains("/own/tpm/00000000-0000-0000-0000-000000000007"), "{input}");
+    assert!(step("publish").after.iter().any(|before| before.as_str() == "state"));
+    real.seen.live.as_mut().unwrap().devices.nvram.as_mut().unwrap().file = Some("/v.fd".into());
+    let plan = real.plan(&settings(), &options).await.unwrap();
+    let step = plan.steps.iter().find(|step| step.name.as_str() == "state").unwrap();
+    assert!(step.input.to_string().contains("\"/v.fd\""));
+}
+
+#[tokio::test]
+async fn a_domain_that_is_off_is_led_home_from_the_switch_on_whatever_happens() {
+    let mut real = Real::new().await;
+    real.seen.state = RunState::Off;
+    (real.seen.qemu, real.seen.live) = (None, None);
+    real.seen.persistent.as_mut().unwrap().devices.agent = true;
+    let memory = Some(MemoryOptions::default());
+    let options = SnapshotOptions { memory, ..options(&real.folder.path().join("backups")) };
+    let plan = real.plan(&settings(), &options).await.unwrap();
+    assert!(plan.title.contains("off"), "{}", plan.title);
+    let names: Vec<_> = plan.steps.iter().map(|step| step.name.as_str()).collect();
+    for absent in ["memory", "freeze", "thaw"] {
+        assert!(!names.contains(&absent), "{absent}");
+    }
+    let step = |name: &str| plan.steps.iter().find(|step| step.name.as_str() == name).unwrap();
+    assert_eq!(step("take").kind.to_string(), "take-at-rest@1");
+    for closer in ["commit/vda", "commit/vdb", "pivot", "tidy"] {
+        assert_eq!(step(closer).closes.as_ref().unwrap().as_str(), "switch", "{closer}");
+    }
+    assert!(step("switch").critical && step("switch").undo.is_some());
+    let warnings = serde_json::to_string(&step("publish").input).unwrap();
+    assert!(warnings.contains("no memory to take"), "{warnings}");
+    let facts: Facts = serde_json::from_value(plan.facts.clone()).unwrap();
+    plan.compile().unwrap();
+    assert_eq!(facts.instance, None);
+    let fake = Fake::new();
+    let facts = Facts { disks: fake.disks(), ..facts };
+    assert!(facts.differ(&fake.world(), false).await.unwrap().unwrap().contains("started"));
+    fake.state().die();
+    assert_eq!(facts.differ(&fake.world(), false).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_saved_domain_whose_image_cannot_be_read_is_refused() {
+    let mut real = Real::new().await;
+    (real.seen.state, real.seen.managed_save) = (RunState::Off, true);
+    (real.seen.qemu, real.seen.live) = (None, None);
+    let fault = real.plan(&settings(), &options(&real.folder.path().join("b"))).await.unwrap_err();
+    assert_eq!(fault.code, codes::DOMAIN_NOT_RUNNING);
+    assert!(fault.remedy.contains("managedsave-remove"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_definition_that_contradicts_its_images_is_refused_while_there_is_no_qemu_to_ask() {
+    let mut real = Real::new().await;
+    real.seen.state = RunState::Off;
+    (real.seen.qemu, real.seen.live) = (None, None);
+    let below = Layer { path: "/i/elsewhere".into(), format: "raw".to_owned() };
+    real.seen.persistent.as_mut().unwrap().disks[0].backing = Backing::Explicit(vec![below]);
+    let fault = real.plan(&settings(), &options(&real.folder.path().join("b"))).await.unwrap_err();
+    assert_eq!(fault.code, codes::CHAIN_UNREADABLE);
+}
+
+#[tokio::test]
 async fn a_guest_is_frozen_only_for_its_disks_alone_and_thawed_by_an_act_of_safety() {
     let mut real = Real::new().await;
     real.seen.persistent.as_mut().unwrap().devices.agent = true;
@@ -359,6 +495,44 @@ async fn want_of_room_is_known_before_anything_is_touched() {
     let fault = real.plan(&settings, &options).await.unwrap_err();
     assert_eq!(fault.code, codes::NOT_ENOUGH_DISK_SPACE);
     assert!(fault.cause.contains("are free"));
+}
+
+/// File systems that do not say how much room they have.
+struct Silent(LocalStorage);
+
+#[async_trait::async_trait]
+impl Storage for Silent {
+    async fn inspect(&self, layer: &Layer) -> HvResult<Option<Image>> {
+        self.0.inspect(layer).await
+    }
+
+    async fn create_overlay(&self, _: &OverlaySpec) -> HvResult<Image> {
+        unreachable!("nothing may be made before there is known to be room")
+    }
+
+    async fn remove(&self, _: &Path, _: FileId) -> HvResult<bool> {
+        unreachable!("nor removed")
+    }
+
+    async fn commit_offline(&self, _: &Layer, _: &Layer, _: &CancellationToken) -> HvResult<()> {
+        unreachable!("nor written to")
+    }
+
+    async fn space(&self, path: &Path) -> HvResult<Space> {
+        Err(HvError::new(Trouble::Io, format!("statvfs {}: Stale file handle", path.display())))
+    }
+
+    async fn flush(&self, _: &Path) {}
+}
+
+#[tokio::test]
+async fn a_file_system_that_does_not_say_how_much_room_it_has_is_named() {
+    let real = Real::new().await;
+    let options = options(&real.folder.path().join("backups"));
+    let silent = Arc::new(Silent(LocalStorage::default()));
+    let fault = real.plan_on(silent, &settings(), &options).await.unwrap_err();
+    codes::assert_told(&fault, codes::NO_DISK_SPACE_INFORMATION, real.folder.path().to_str().unwrap());
+    assert!(fault.cause.contains("Stale file handle"), "{fault}");
 }
 
 #[tokio::test]

@@ -357,6 +357,43 @@ fn only_regular_files_are_copied() {
 }
 
 #[test]
+fn a_device_is_copied_whole_its_zeroes_become_holes_and_whoever_writes_to_it_is_noticed() {
+    let Some(device) = crate::image::device::tests::Loop::new(5 * MIB) else { return };
+    let open = File::options().write(true).open(&device.path).unwrap();
+    let mut content = vec![0; 5 * MIB as usize];
+    for (at, len) in [(0, 4096), (2 * MIB - 7, 9000), (5 * MIB - 512, 512)] {
+        let part = &mut content[at as usize..(at + len) as usize];
+        part.fill(0xA5);
+        open.write_all_at(part, at).unwrap();
+    }
+    let bench = Bench::new();
+    assert!(
+        matches!(SourceFile::open(&device.path), Err(CopyError::NotAFile { .. })),
+        "only where it is meant"
+    );
+    let source = SourceFile::open_raw(&device.path).unwrap();
+    let copied = copy(&source, &bench.folder, &name(), Start::Fresh, &Options::default(), &()).unwrap();
+    assert_eq!(copied.hash, blake3::hash(&content));
+    assert!(std::fs::read(bench.target()).unwrap() == content);
+    assert!(data_bytes(File::open(bench.target()).unwrap()).unwrap() < MIB, "it is not sparse");
+    assert_eq!(data_bytes(File::open(&device.path).unwrap()).unwrap(), 5 * MIB);
+
+    // Cut off and resumed; and resumed after somebody has written.
+    let watcher = Watcher::new(4, Control::Stop);
+    let cut = copy(&source, &bench.folder, &name(), Start::Again, &eager(), &watcher);
+    assert!(matches!(cut, Err(CopyError::Stopped { .. })), "{cut:?}");
+    let token = watcher.last().unwrap();
+    let copied = copy(&source, &bench.folder, &name(), resume(&token), &eager(), &()).unwrap();
+    assert_eq!(copied.hash, blake3::hash(&content));
+    open.write_all_at(&[1; 512], MIB).unwrap();
+    let changed = copy(&source, &bench.folder, &name(), Start::Again, &eager(), &());
+    assert!(matches!(changed, Err(CopyError::SourceChanged { .. })), "{changed:?}");
+    let now = SourceFile::open_raw(&device.path).unwrap();
+    let stale = copy(&now, &bench.folder, &name(), resume(&token), &eager(), &());
+    assert!(matches!(stale, Err(CopyError::StaleToken { .. })), "{stale:?}");
+}
+
+#[test]
 fn hashing_alone_gives_the_same_hash_and_writes_nothing() {
     let bench = Bench::new();
     let path = bench.source(7 * MIB + 3, &[(5, 100), (3 * MIB, 2 * MIB)]);

@@ -1,0 +1,196 @@
+//! The look at domains, folders and roots.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use vmkeep_workflow::JobSummary;
+
+use super::uses::Uses;
+use super::{Leftover, Owner, What};
+use crate::hypervisor::{Hold, HvError, Layer, Marker, Observation, RunState, Trouble};
+use crate::image::root::TargetRoot;
+use crate::manifest::catalogue::{Entry, Met, walk};
+use crate::snapshot::World;
+use crate::snapshot::disk::{overlay_job, state_job};
+use crate::snapshot::safety::holds;
+
+/// Where to look.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// The store of this daemon.
+    pub store: String,
+    /// Folders with overlays besides those of the domains' images.
+    pub overlays: Vec<PathBuf>,
+    /// The RAM disk for guests' states.
+    pub ram_disk: Option<PathBuf>,
+    /// The roots below which backups lie.
+    pub roots: Vec<PathBuf>,
+}
+
+/// All domains that can be looked at, and those that cannot, with the reason.
+pub(super) async fn domains(world: &World) -> Result<(Vec<Observation>, Vec<(String, HvError)>), HvError> {
+    let (mut seen, mut unseen) = (Vec::new(), Vec::new());
+    for domain in world.hypervisor.domains().await? {
+        match world.hypervisor.observe_from_outside(&domain.id).await {
+            Ok(observation) => seen.push(observation),
+            Err(e) if e.trouble == Trouble::NoSuchDomain => {}
+            Err(e) => unseen.push((domain.name, e)),
+        }
+    }
+    Ok((seen, unseen))
+}
+
+impl Look {
+    /// What there is, by kind. `jobs` are all that the journal knows.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer at all.
+    pub async fn around(&self, world: &World, jobs: &[JobSummary]) -> Result<Vec<Leftover>, HvError> {
+        let (seen, unseen) = domains(world).await?;
+        let mut found: Vec<Leftover> = unseen
+            .iter()
+            .map(|(name, e)| Leftover {
+                what: What::Unseen { object: format!("the domain {name}"), why: e.to_string() },
+                owner: Owner::NotOurs,
+                users: Vec::new(),
+            })
+            .collect();
+        for domain in &seen {
+            found.extend(self.of_domain(domain, jobs));
+        }
+        let uses = match Uses::of(world, &seen).await {
+            Ok(uses) => uses,
+            Err(e) => {
+                found.push(Leftover {
+                    what: What::Unseen {
+                        object: "an image that a domain names".to_owned(),
+                        why: e.to_string(),
+                    },
+                    owner: Owner::NotOurs,
+                    users: Vec::new(),
+                });
+                Uses::default()
+            }
+        };
+        found.extend(self.overlays(world, &uses, !unseen.is_empty(), jobs).await);
+        let (look, jobs) = (self.clone(), jobs.to_vec());
+        let files = crate::blocking::run(move || look.files(&jobs)).await;
+        found.extend(files.unwrap_or_default());
+        Ok(found)
+    }
+
+    fn of_domain(&self, seen: &Observation, jobs: &[JobSummary]) -> Vec<Leftover> {
+        let domain = || seen.domain.clone();
+        let left = |what, owner| Leftover { what, owner, users: Vec::new() };
+        let mut found = Vec::new();
+        let owner = |marker: &Marker| {
+            if marker.store == self.store { Owner::of(&marker.job, jobs) } else { Owner::NotOurs }
+        };
+        if let Some(marker) = seen.marker.as_ref().or(seen.persistent_marker.as_ref()) {
+            // A hold without a guest that stands still means nothing; whether one is frozen only its agent knows.
+            let still = matches!(seen.state, RunState::Paused(_));
+            if holds(marker) && (still || marker.hold == Some(Hold::Frozen) && seen.state.is_active()) {
+                found.push(left(What::Held(domain()), owner(marker)));
+            }
+            found.push(left(What::Marker(domain()), owner(marker)));
+        }
+        let named: BTreeSet<PathBuf> = [&seen.live, &seen.persistent]
+            .into_iter()
+            .flatten()
+            .flat_map(|definition| &definition.disks)
+            .filter_map(|disk| disk.source.image().cloned())
+            .chain(seen.qemu.iter().flat_map(|qemu| qemu.open.clone()))
+            .collect();
+        for path in named {
+            if let Some(job) = overlay_job(&path) {
+                let owner = Owner::of(job, jobs);
+                found.push(left(What::OnOverlay { domain: domain(), path }, owner));
+            }
+        }
+        for disk in seen.live.iter().flat_map(|live| &live.disks).filter(|disk| disk.mirror.is_some()) {
+            // A commit of ours is one of an overlay of ours.
+            let job = disk.source.image().and_then(|path| overlay_job(path).map(str::to_owned));
+            let owner = job.map_or(Owner::NotOurs, |job| Owner::of(&job, jobs));
+            found.push(left(What::BlockJob { domain: domain(), disk: disk.target.to_string() }, owner));
+        }
+        // No job of this program makes any.
+        let checkpoint =
+            |name: &String| left(What::Checkpoint { domain: domain(), name: name.clone() }, Owner::NotOurs);
+        found.extend(seen.checkpoints.iter().map(checkpoint));
+        found
+    }
+
+    async fn overlays(
+        &self,
+        world: &World,
+        uses: &Uses,
+        partial: bool,
+        jobs: &[JobSummary],
+    ) -> Vec<Leftover> {
+        let mut folders = uses.folders();
+        folders.extend(self.overlays.iter().cloned());
+        let mut found = Vec::new();
+        for path in folders.iter().flat_map(|folder| named(folder, overlay_job)).collect::<BTreeSet<_>>() {
+            let layer = Layer { path: path.clone(), format: "qcow2".to_owned() };
+            let owner = overlay_job(&path).map_or(Owner::NotOurs, |job| Owner::of(job, jobs));
+            let what = match world.storage.inspect(&layer).await {
+                Ok(Some(image)) => What::Overlay { path: path.clone(), id: image.id, empty: image.empty },
+                Ok(None) => continue,
+                Err(e) => What::Unseen { object: path.display().to_string(), why: e.to_string() },
+            };
+            let mut users = uses.users(&path);
+            if partial {
+                users.push("perhaps a domain that could not be looked at".to_owned());
+            }
+            found.push(Leftover { what, owner, users });
+        }
+        found
+    }
+
+    /// Blocks.
+    fn files(&self, jobs: &[JobSummary]) -> Vec<Leftover> {
+        let left = |what, owner| Leftover { what, owner, users: Vec::new() };
+        let mut found = Vec::new();
+        for path in self.ram_disk.iter().flat_map(|folder| named(folder, state_job)) {
+            let owner = state_job(&path).map_or(Owner::NotOurs, |job| Owner::of(job, jobs));
+            found.push(left(What::State(path), owner));
+        }
+        for root in &self.roots {
+            // What cannot be looked into is told by whoever looks at the roots. What has a manifest is a backup, or the
+            // catalogue's matter: thousands of them are not read for this.
+            let met =
+                TargetRoot::open(root).and_then(|root| walk(root.folder(), &|_, _| true)).unwrap_or_default();
+            for met in met {
+                match met {
+                    Met::Other(Entry::Unpublished { path, job }) => {
+                        found.push(left(What::Unpublished(path), Owner::of(&job, jobs)));
+                    }
+                    Met::Other(Entry::Withdrawn { path, .. }) => {
+                        let deletes = |job: &&JobSummary| {
+                            !job.status.ended() && ["delete", "prune"].contains(&job.workflow.as_str())
+                        };
+                        let owner = match jobs.iter().find(deletes) {
+                            Some(job) => Owner::Open(job.job),
+                            None => Owner::Unknown("a deletion".to_owned()),
+                        };
+                        found.push(left(What::Withdrawn(path), owner));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        // Roots may lie within one another.
+        let mut once = BTreeSet::new();
+        found.retain(|one| match &one.what {
+            What::Unpublished(path) | What::Withdrawn(path) => once.insert(path.clone()),
+            _ => true,
+        });
+        found
+    }
+}
+
+/// The files in a folder whose name says that they are a job's.
+fn named(folder: &Path, job: fn(&Path) -> Option<&str>) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| job(path).is_some()).collect()
+}

@@ -1,0 +1,272 @@
+//! What jobs may have left behind, and whose it is: journals compared with the world.
+//!
+//! A job that goes on settles what it made by itself, whatever ended in between; so nothing here acts for it. What can be
+//! left over for good comes from jobs that were given up (`abandon`), from journals that were lost, from other daemons and
+//! other programs. It is looked for in the world, not in journals: an overlay, a state, a folder, a note in a domain
+//! bears the id of its job, and the journal says how far that job is ([`Owner`]).
+//!
+//! - **Looking changes nothing** ([`Look`]), and asks no QEMU: a guest that stands still must not hold the look up.
+//! - **Little is removed** ([`sweep`]), and only as a job, of which the order is asked by somebody: what is of a job
+//!   that this journal knows and that is over, and holds nothing that is not elsewhere. An overlay that holds data,
+//!   a guest's saved memory, anything of an unfinished job, of a job that this journal does not know, or of
+//!   somebody else, is told of and stays as it is.
+//! - **What was found is not believed later**: right before each act all of it is looked at again.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`look`] | the look at domains, folders and roots |
+//! | [`uses`] | who names or has open a file |
+//! | [`sweep`] | the step that takes one thing away |
+//! | [`workflow`] | the recipe `repair` |
+
+pub mod look;
+pub mod sweep;
+pub mod uses;
+pub mod workflow;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmkeep_workflow::{JobId, JobStatus, JobSummary};
+
+use crate::hypervisor::{DomainRef, FileId};
+
+pub use look::Look;
+
+/// Whose something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A job that is not over; it settles this by itself.
+    Open(JobId),
+    /// A job that is over.
+    Over {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        status: JobStatus,
+        /// The domain that it worked on.
+        domain: DomainRef,
+    },
+    /// A job that this journal does not know: its id, or the end of it.
+    Unknown(String),
+    /// Somebody else.
+    NotOurs,
+}
+
+impl Owner {
+    /// Of what bears this id, or the last digits of it.
+    #[must_use]
+    pub fn of(id: &str, jobs: &[JobSummary]) -> Self {
+        let named = |job: &&JobSummary| job.job.short() == id || job.job.to_string() == id;
+        let mut found: Vec<&JobSummary> = jobs.iter().filter(named).collect();
+        // Two jobs may share these digits: the one that goes on has a say.
+        found.sort_by_key(|job| job.status.ended());
+        match found.first() {
+            None => Self::Unknown(id.to_owned()),
+            Some(job) if !job.status.ended() => Self::Open(job.job),
+            Some(job) => match job.subject.id.parse() {
+                Ok(uuid) => Self::Over {
+                    job: job.job,
+                    status: job.status,
+                    domain: DomainRef {
+                        id: crate::hypervisor::DomainId(uuid),
+                        name: job.subject.label.clone(),
+                    },
+                },
+                // Nobody could be locked for it.
+                Err(_) => Self::Unknown(id.to_owned()),
+            },
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Open(job) => format!("of job {}, which is not over", job.short()),
+            Self::Over { job, status, .. } => {
+                format!("of job {}, which is over ({})", job.short(), status.as_str())
+            }
+            Self::Unknown(id) => format!("of job {id}, which this journal does not know"),
+            Self::NotOurs => "not ours".to_owned(),
+        }
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// What it is.
+    pub what: What,
+    /// Whose.
+    pub owner: Owner,
+    /// Who needs it, in words; empty if nobody is known to.
+    pub users: Vec<String>,
+}
+
+/// What something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// An overlay.
+    Overlay {
+        /// Where.
+        path: PathBuf,
+        /// Which file.
+        id: FileId,
+        /// Whether it holds nothing.
+        empty: bool,
+    },
+    /// A guest's state on the RAM disk.
+    State(PathBuf),
+    /// A folder below a root that has not become a backup.
+    Unpublished(PathBuf),
+    /// A folder below a root whose backup was about to be deleted.
+    Withdrawn(PathBuf),
+    /// The note that a job works on a domain.
+    Marker(DomainRef),
+    /// A guest that a job has stopped or frozen.
+    Held(DomainRef),
+    /// A domain whose disk is an overlay.
+    OnOverlay {
+        /// The domain.
+        domain: DomainRef,
+        /// The overlay.
+        path: PathBuf,
+    },
+    /// A block job that libvirt knows of.
+    BlockJob {
+        /// The domain.
+        domain: DomainRef,
+        /// The disk.
+        disk: String,
+    },
+    /// A checkpoint of libvirt's.
+    Checkpoint {
+        /// The domain.
+        domain: DomainRef,
+        /// Its name.
+        name: String,
+    },
+    /// What could not be looked at.
+    Unseen {
+        /// What.
+        object: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// One thing that is safe to take away once its job is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", content = "at", rename_all = "snake_case")]
+pub enum Sweep {
+    /// Let the guest go that the job holds.
+    Free,
+    /// Remove the job's note from the domain.
+    Unmark,
+    /// Remove an overlay that holds nothing and that nobody uses.
+    Overlay {
+        /// Where.
+        path: PathBuf,
+        /// Which file.
+        id: FileId,
+    },
+    /// Remove a folder that has not become a backup, and the copies in it.
+    Folder(PathBuf),
+}
+
+impl Leftover {
+    /// What can safely be done about it, and for which domain.
+    #[must_use]
+    pub fn sweep(&self) -> Option<(DomainRef, JobId, Sweep)> {
+        let Owner::Over { job, domain, .. } = &self.owner else { return None };
+        if !self.users.is_empty() {
+            return None;
+        }
+        let (domain, sweep) = match &self.what {
+            What::Held(domain) => (domain, Sweep::Free),
+            What::Marker(domain) => (domain, Sweep::Unmark),
+            What::Overlay { path, id, empty: true } => {
+                (domain, Sweep::Overlay { path: path.clone(), id: *id })
+            }
+            What::Unpublished(path) => (domain, Sweep::Folder(path.clone())),
+            _ => return None,
+        };
+        Some((domain.clone(), *job, sweep))
+    }
+
+    /// What it is, in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let what = match &self.what {
+            What::Overlay { path, empty, .. } => {
+                let holds = if *empty { "holds nothing" } else { "holds data" };
+                format!("the overlay {}, which {holds}", path.display())
+            }
+            What::State(path) => format!("the saved memory {}", path.display()),
+            What::Unpublished(path) => format!("the folder {}, which is no backup", path.display()),
+            What::Withdrawn(path) => {
+                format!("the folder {}, whose backup was about to be deleted", path.display())
+            }
+            What::Marker(domain) => format!("the note in {} that a job works on it", domain.name),
+            What::Held(domain) => format!("the guest of {}, stopped or frozen", domain.name),
+            What::OnOverlay { domain, path } => {
+                format!("{} stands on the overlay {}", domain.name, path.display())
+            }
+            What::BlockJob { domain, disk } => format!("a block job on disk {disk} of {}", domain.name),
+            What::Checkpoint { domain, name } => format!("the checkpoint {name} of {}", domain.name),
+            What::Unseen { object, why } => return format!("{object} could not be looked at: {why}"),
+        };
+        let used = if self.users.is_empty() {
+            String::new()
+        } else {
+            format!("; in use: {}", self.users.join(", "))
+        };
+        format!("{what}: {}{used}", self.owner.words())
+    }
+
+    /// What there is to do.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match (&self.owner, &self.what) {
+            (_, What::Unseen { .. }) => "See what keeps it from being looked at".to_owned(),
+            (Owner::Open(job), _) => {
+                format!(
+                    "None as long as the job goes on: it settles that itself (vmkeep job show {})",
+                    job.short()
+                )
+            }
+            (Owner::NotOurs, _) => "None: whoever made it looks after it".to_owned(),
+            (_, What::OnOverlay { domain, path }) => format!(
+                "The overlay is part of the disk: commit it (virsh blockcommit {} DISK --active --pivot --wait), never \
+                 remove {}",
+                domain.id,
+                path.display()
+            ),
+            _ if self.sweep().is_some() => "vmkeep doctor --repair".to_owned(),
+            (_, What::Overlay { path, .. }) => format!(
+                "Find out what it holds, and which domain's it was (qemu-img info -U {}), before removing it",
+                path.display()
+            ),
+            (_, What::State(_)) => {
+                "A guest's memory: remove it once it is certain that its guest need not come back with it"
+                    .to_owned()
+            }
+            (_, What::Withdrawn(_)) => {
+                "Delete the backup again (vmkeep delete), or see what is left in it".to_owned()
+            }
+            (_, What::Marker(domain)) => format!(
+                "If no other vmkeep works on it: virsh metadata {} {} --remove --live --config",
+                domain.id,
+                crate::hypervisor::MARKER_NAMESPACE
+            ),
+            (_, What::Held(domain)) => {
+                format!("If no other vmkeep works on it: virsh resume {0}, or virsh domfsthaw {0}", domain.id)
+            }
+            _ => "See whose it is, and remove it by hand if nobody needs it".to_owned(),
+        }
+    }
+}

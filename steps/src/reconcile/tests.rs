@@ -1,0 +1,229 @@
+//! What is found, and what is taken away.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use vmkeep_workflow::{Actor, Fault, JobId, JobStatus, JobSummary, Seq, Step, Subject};
+
+use super::sweep::{Jobs, SweepInput, SweepLeftover, SweepOutput};
+use super::*;
+use crate::hypervisor::*;
+use crate::image::root::Roots;
+use crate::snapshot::Places;
+use crate::snapshot::disk::overlay_path;
+use crate::snapshot::tests::context;
+use crate::snapshot::tests::fake::{Fake, STORE, domain};
+
+/// The journals, with one job.
+struct One(Mutex<JobStatus>);
+
+#[async_trait]
+impl Jobs for One {
+    async fn all(&self) -> Result<Vec<JobSummary>, Fault> {
+        Ok(vec![summary(*self.0.lock().unwrap())])
+    }
+}
+
+fn job() -> JobId {
+    context(1).job
+}
+
+fn summary(status: JobStatus) -> JobSummary {
+    let now = Timestamp::UNIX_EPOCH;
+    JobSummary {
+        job: job(),
+        workflow: "snapshot".into(),
+        subject: Subject { id: domain().id.to_string(), label: "web".to_owned() },
+        title: String::new(),
+        status,
+        by: Actor { who: "test".to_owned(), why: None },
+        requested: now,
+        updated: now,
+        ended: status.ended().then_some(now),
+        seq: Seq(9),
+        steps: 1,
+        steps_done: 0,
+        fault: None,
+        items: Vec::new(),
+    }
+}
+
+/// A domain with an overlay of the job beside its image, on real files.
+struct Scene {
+    fake: Fake,
+    dir: tempfile::TempDir,
+    jobs: Arc<One>,
+    overlay: PathBuf,
+    id: FileId,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (fake, dir) = (Fake::new(), tempfile::tempdir().unwrap());
+        let overlay = overlay_path(Path::new("/i"), job(), &"vda".into());
+        let id = fake.state().add(overlay.to_str().unwrap(), "qcow2", Some("/i/a"));
+        Self { fake, dir, jobs: Arc::new(One(Mutex::new(JobStatus::Abandoned))), overlay, id }
+    }
+
+    async fn sweep(&self, sweep: Sweep) -> SweepOutput {
+        let places = Places { roots: Arc::new(Roots::open([self.dir.path()]).unwrap()) };
+        let step = SweepLeftover { world: self.fake.world(), places, jobs: self.jobs.clone() };
+        let input = SweepInput { domain: domain(), store: STORE.to_owned(), of: job(), sweep };
+        step.run(&context(1), input).await.unwrap()
+    }
+
+    async fn overlay(&self) -> SweepOutput {
+        self.sweep(Sweep::Overlay { path: self.overlay.clone(), id: self.id }).await
+    }
+
+    fn there(&self) -> bool {
+        self.fake.state().files.contains_key(&self.overlay)
+    }
+
+    async fn assert_stays(&self, why: &str) {
+        let output = self.overlay().await;
+        assert!(output.stays.as_ref().is_some_and(|said| said.contains(why)), "{why}: {output:?}");
+        assert!(self.there(), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_overlay_of_a_job_that_is_over_goes_once() {
+    let scene = Scene::new();
+    assert_eq!(scene.overlay().await, SweepOutput { done: true, stays: None });
+    assert!(!scene.there());
+    assert_eq!(scene.overlay().await, SweepOutput { done: false, stays: None });
+}
+
+#[tokio::test]
+async fn an_overlay_that_anybody_may_need_stays() {
+    let scene = Scene::new();
+    scene.fake.state().files.get_mut(&scene.overlay).unwrap().empty = false;
+    scene.assert_stays("it holds data").await;
+
+    let scene = Scene::new();
+    for open in [JobStatus::Running, JobStatus::NeedsAttention, JobStatus::Queued, JobStatus::Paused] {
+        *scene.jobs.0.lock().unwrap() = open;
+        scene.assert_stays("not over").await;
+    }
+
+    // Each of those who have an opinion.
+    let scene = Scene::new();
+    scene.fake.state().persistent.insert("vda".into(), scene.overlay.clone());
+    scene.assert_stays("the persistent definition of web").await;
+    let scene = Scene::new();
+    scene.fake.state().live.insert("vda".into(), scene.overlay.clone());
+    scene.assert_stays("the live definition of web").await;
+    let scene = Scene::new();
+    // Whoever runs like this would lose what it writes; that is another test's.
+    scene.fake.state().run = RunState::Paused(PauseReason::Asked);
+    scene.fake.state().qemu.as_mut().unwrap().tops.insert("vda".into(), scene.overlay.clone());
+    scene.assert_stays("QEMU of web").await;
+    // Somebody's image on top of it.
+    let scene = Scene::new();
+    scene.fake.state().run = RunState::Paused(PauseReason::Asked);
+    scene.fake.state().add("/i/top", "qcow2", scene.overlay.to_str());
+    scene.fake.state().persistent.insert("vda".into(), "/i/top".into());
+    scene.assert_stays("in use").await;
+
+    // Off, and perhaps saved on it.
+    for (saved, managed) in [(None, false), (Some(true), false), (Some(false), true)] {
+        let scene = Scene::new();
+        scene.fake.state().die();
+        (scene.fake.state().saved, scene.fake.state().managed_save) = (saved, managed);
+        scene.assert_stays("memory").await;
+    }
+    let scene = Scene::new();
+    scene.fake.state().die();
+    scene.fake.state().saved = Some(false);
+    assert!(scene.overlay().await.done);
+}
+
+#[tokio::test]
+async fn a_file_that_a_process_has_open_is_known_to_be() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let data = file.as_file().metadata().unwrap();
+    let id = FileId { dev: data.dev(), ino: data.ino() };
+    let mine = format!("process {} ", std::process::id());
+    assert!(uses::open_by(id).iter().any(|by| by.starts_with(&mine)), "{:?}", uses::open_by(id));
+    let path = file.into_temp_path();
+    assert!(uses::open_by(id).is_empty());
+    drop(path);
+}
+
+#[tokio::test]
+async fn a_folder_goes_if_it_holds_nothing_but_copies() {
+    let scene = Scene::new();
+    let folder = scene.dir.path().join(format!("20260131T235959Z-{}", job().short()));
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["vda.qcow2", "domain.xml", "manifest.json.new"] {
+        std::fs::write(folder.join(name), b"x").unwrap();
+    }
+    for (name, why) in
+        [("memory.save", "only one"), ("manifest.json", "backup"), ("manifest.withdrawn.json", "backup")]
+    {
+        std::fs::write(folder.join(name), b"x").unwrap();
+        let output = scene.sweep(Sweep::Folder(folder.clone())).await;
+        assert!(output.stays.as_ref().is_some_and(|said| said.contains(why)), "{name}: {output:?}");
+        assert!(folder.join("vda.qcow2").exists(), "{name}");
+        std::fs::remove_file(folder.join(name)).unwrap();
+    }
+    assert!(scene.sweep(Sweep::Folder(folder.clone())).await.done);
+    assert!(!folder.exists());
+    let others = scene.dir.path().join("20260131T235959Z-0123456789ab-not");
+    std::fs::create_dir(&others).unwrap();
+    assert!(scene.sweep(Sweep::Folder(others.clone())).await.stays.is_some());
+}
+
+#[tokio::test]
+async fn a_note_and_a_hold_of_a_job_that_is_over_go_and_those_of_others_stay() {
+    let marker =
+        |store: &str, job: String| Marker { store: store.to_owned(), job, hold: Some(Hold::Suspended) };
+    let scene = Scene::new();
+    {
+        let mut state = scene.fake.state();
+        (state.run, state.marker) =
+            (RunState::Paused(PauseReason::Asked), Some(marker(STORE, job().to_string())));
+    }
+    assert!(scene.sweep(Sweep::Unmark).await.stays.is_some(), "the guest is still held");
+    assert!(scene.sweep(Sweep::Free).await.done);
+    assert_eq!(scene.fake.state().run, RunState::Running);
+    assert!(scene.sweep(Sweep::Unmark).await.done);
+    assert_eq!(scene.fake.state().marker, None);
+    for other in [marker("another", job().to_string()), marker(STORE, JobId::new().to_string())] {
+        scene.fake.state().marker = Some(other.clone());
+        for sweep in [Sweep::Free, Sweep::Unmark] {
+            assert!(!scene.sweep(sweep).await.done);
+        }
+        assert_eq!(scene.fake.state().marker, Some(other));
+    }
+}
+
+#[tokio::test]
+async fn what_is_found_is_told_with_its_owner_and_only_what_is_over_is_offered() {
+    for (status, offered) in [(JobStatus::Abandoned, 2), (JobStatus::Running, 0)] {
+        let scene = Scene::new();
+        let folder = scene.dir.path().join(format!("20260131T235959Z-{}", "0123456789ab"));
+        std::fs::create_dir(&folder).unwrap();
+        let look = Look {
+            store: STORE.to_owned(),
+            overlays: vec![scene.dir.path().to_owned()],
+            ram_disk: Some(scene.dir.path().to_owned()),
+            roots: vec![scene.dir.path().to_owned()],
+        };
+        let real = overlay_path(scene.dir.path(), job(), &"vda".into());
+        std::fs::write(&real, b"").unwrap();
+        scene.fake.state().add(real.to_str().unwrap(), "qcow2", Some("/i/a"));
+        std::fs::write(scene.dir.path().join(format!("vmkeep-{}-web.state", job().short())), b"").unwrap();
+        let found = look.around(&scene.fake.world(), &[summary(status)]).await.unwrap();
+        let words: Vec<String> = found.iter().map(Leftover::words).collect();
+        for what in ["the overlay", "the saved memory", "is no backup"] {
+            assert!(words.iter().any(|words| words.contains(what)), "{what}: {words:?}");
+        }
+        assert!(found.iter().all(|one| !one.remedy().is_empty()));
+        assert_eq!(found.iter().filter(|one| one.sweep().is_some()).count(), offered, "{words:?}");
+    }
+}

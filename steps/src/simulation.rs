@@ -1,0 +1,121 @@
+//! Where a simulation takes part: every place at which something outside of this process changes, or is about to.
+//!
+//! The world is [`crate::hypervisor::fake`]; who decides what happens to it, and when, is a [`Witness`]. It is asked at
+//! each [`Place`], and answers with an [`Order`]. What it does to the world besides (QEMU dies, the host goes down,
+//! an operator starts the domain) it does before it answers.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::hypervisor::{DomainId, HvError, Trouble};
+
+/// How far an effect is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Nothing of it has happened.
+    Before,
+    /// So many of its parts have.
+    Within(usize),
+    /// All of it has, and nobody has heard of it.
+    After,
+}
+
+/// By whose hands an effect happens; decides what becomes of it when this process dies in its middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hands {
+    /// libvirt goes on with it.
+    Libvirt,
+    /// A helper that dies with this process.
+    Helper,
+    /// This process itself: a piece of work on files.
+    Own,
+    /// The file system: one change of a file, in the middle of such a piece of work. All of it happens, or nothing.
+    Disk,
+}
+
+/// A place at which a run can be disturbed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The call, or the code.
+    pub what: &'static str,
+    /// The domain that it is about, if it is about one.
+    pub domain: Option<DomainId>,
+    /// How far it is.
+    pub side: Side,
+    /// By whose hands.
+    pub hands: Hands,
+}
+
+/// What happens there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// It goes on.
+    Go,
+    /// This process is dead: it never hears of anything again. What libvirt has begun, libvirt finishes.
+    Die,
+    /// The same, but what is left of the call waits in libvirt for so long before it is carried out.
+    DieAndLeave(Duration),
+    /// The call fails here; what is left of it does not happen.
+    Fail(HvError),
+    /// All of it happens, and the answer is lost.
+    Lose(HvError),
+    /// What is left of it happens later, and this is said now.
+    LoseAndLeave(Duration, HvError),
+}
+
+/// Directs a simulation.
+pub trait Witness: Send + Sync {
+    /// A place is reached.
+    fn at(&self, place: &Place) -> Order;
+}
+
+thread_local! {
+    static WITNESS: RefCell<Option<Arc<dyn Witness>>> = const { RefCell::new(None) };
+}
+
+/// Whoever directs what happens on this thread from now on.
+pub fn direct(witness: Option<Arc<dyn Witness>>) {
+    WITNESS.set(witness);
+}
+
+pub(crate) fn witness() -> Option<Arc<dyn Witness>> {
+    WITNESS.with_borrow(Clone::clone)
+}
+
+/// How long anything takes, at least: so that others get their turn, and waiting ends.
+pub(crate) const MOMENT: Duration = Duration::from_millis(1);
+
+/// Work on files. Nothing but its director comes between its parts ([`touch`]).
+pub(crate) async fn on_the_spot<T, W: FnOnce() -> T>(witness: &dyn Witness, work: W) -> T {
+    let place = |side| Place { what: std::any::type_name::<W>(), domain: None, side, hands: Hands::Own };
+    tokio::time::sleep(MOMENT).await;
+    ask(witness, &place(Side::Before)).await;
+    let done = work();
+    ask(witness, &place(Side::After)).await;
+    done
+}
+
+/// A piece of work fails where it changes a file: the orders that would let the whole of it fail are none.
+async fn ask(witness: &dyn Witness, place: &Place) {
+    if let Order::Die | Order::DieAndLeave(_) = witness.at(place) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A change of a file is about to be made. Of a process that dies here nothing more happens: every further change is refused
+/// too, and with the end of the piece of work it never hears of anything again.
+pub(crate) fn touch(witness: &dyn Witness, what: &'static str) -> rustix::io::Result<()> {
+    let place = Place { what, domain: None, side: Side::Before, hands: Hands::Disk };
+    match witness.at(&place) {
+        Order::Go => Ok(()),
+        Order::Die | Order::DieAndLeave(_) => Err(Errno::IO),
+        Order::Fail(e) | Order::Lose(e) | Order::LoseAndLeave(_, e) => Err(match e.trouble {
+            Trouble::NoSpace => Errno::NOSPC,
+            Trouble::Refused => Errno::ACCESS,
+            _ => Errno::IO,
+        }),
+    }
+}
