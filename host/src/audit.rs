@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vmkeep_store::Store;
 use vmkeep_store::export::{Cut, Item, ReadError, Reader};
@@ -20,18 +20,24 @@ use vmkeep_workflow::{Fault, JobStatus};
 
 use crate::api::types::{Audited, Replayed};
 use crate::codes;
+use crate::heads::Witness;
 
 /// Findings that are put into a message; the rest is counted.
 const SHOWN: usize = 5;
 
-/// Checks every record, chain, seal and projection of a store.
+/// Checks every record, chain, seal and projection of a store, and compares it with signed heads.
 ///
 /// # Errors
 /// What is wrong, if anything is.
-pub async fn verify_store(store: &dyn Store) -> Result<Audited, Fault> {
+pub async fn verify_store(store: &dyn Store, heads: Option<&Witness>) -> Result<Audited, Fault> {
     let report = verify(store).await.map_err(|e| e.fault("verify the journal", ""))?;
     if report.is_whole() {
+        let vouched = match heads {
+            Some(heads) => Some(heads.vouch_for(store).await?),
+            None => None,
+        };
         return Ok(Audited {
+            vouched,
             streams: report.streams,
             records: report.records,
             head: Some(report.link),
@@ -45,20 +51,33 @@ pub async fn verify_store(store: &dyn Store) -> Result<Audited, Fault> {
     Err(damaged("verify the journal", "", &format!("{}{more}", shown.join("; "))))
 }
 
-/// Checks an exported file by itself.
+/// Checks an exported file by itself, and compares it with signed heads.
 ///
 /// # Errors
 /// Where it goes wrong, if it does.
-pub fn verify_file(path: &Path) -> Result<Audited, Fault> {
+pub fn verify_file(path: &Path, heads: Option<&Witness>) -> Result<Audited, Fault> {
     let mut reader = open(path, "verify the export")?;
+    if heads.is_some() && !reader.header().whole {
+        let cause = "it holds a part of the journal, and heads are signed for the whole";
+        return Err(Fault::permanent(codes::USAGE, "verify the export", shown(path), cause)
+            .remedy("Export all of it: `vmkeep audit export -o FILE`, without any choice"));
+    }
+    let wanted = heads.map(Witness::wanted).unwrap_or_default();
     let mut streams = std::collections::HashSet::new();
+    let mut links = std::collections::HashMap::new();
     while let Some(item) = reader.next_item().map_err(|e| unread("verify the export", path, &e))? {
-        if let Item::Record(record, _) = item {
-            streams.insert(record.stream);
+        match item {
+            Item::Record(record, _) => drop(streams.insert(record.stream)),
+            Item::Seal(commit) if wanted.contains(&commit.number) => {
+                links.insert(commit.number, commit.link);
+            }
+            Item::Seal(_) => {}
         }
     }
     let seen = reader.seen();
+    let vouch = |heads: &Witness| heads.vouch(reader.header().store, seen.commits, &links);
     Ok(Audited {
+        vouched: heads.map(vouch).transpose()?,
         streams: streams.len() as u64,
         records: seen.records,
         head: seen.link.map(|link| hex(&link)),
@@ -112,6 +131,42 @@ pub fn replay_file(path: &Path) -> Result<Vec<Replayed>, Fault> {
         }
     }
     jobs.iter().map(|(stream, records)| replay(stream, records)).collect()
+}
+
+/// The same for every export (`*.jsonl`) in a folder and below it, by name: whether this release reads and decides as
+/// those did that wrote them.
+///
+/// # Errors
+/// The first file that does not replay, or that there is none.
+pub fn replay_folder(path: &Path) -> Result<Vec<Replayed>, Fault> {
+    let mut files = Vec::new();
+    exports(path, &mut files).map_err(|e| unread("replay the exports", path, &ReadError::Read(e)))?;
+    if files.is_empty() {
+        let cause = "no file in it ends in .jsonl";
+        return Err(Fault::permanent(codes::USAGE, "replay the exports", shown(path), cause)
+            .remedy("Name a folder with files that `vmkeep audit export --output` wrote"));
+    }
+    let mut all = Vec::new();
+    for file in files {
+        let replayed = replay_file(&file)
+            .map_err(|fault| Fault { object: format!("{}, {}", shown(&file), fault.object), ..fault })?;
+        all.extend(replayed);
+    }
+    Ok(all)
+}
+
+fn exports(folder: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    let mut entries = std::fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            exports(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "jsonl") {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn open(path: &Path, doing: &str) -> Result<Reader<BufReader<File>>, Fault> {

@@ -10,21 +10,27 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use vmkeep_steps::deletion::read_again::{ReadAgain, Reread};
+use vmkeep_steps::deletion::remove::{RemoveBackups, Removed};
 use vmkeep_steps::hypervisor::RunState;
 use vmkeep_steps::inplace::discard::{Discard, Discarded};
 use vmkeep_steps::inplace::seen::{Exchanged, SeeRunning};
 use vmkeep_steps::restore::resume::{ResumeDomain, ResumeOutput};
 use vmkeep_steps::restore::settle::{Report, SettleDomain};
+use vmkeep_steps::save::resume::Back;
+use vmkeep_steps::save::{self, ResumeGuest};
 use vmkeep_steps::snapshot::copy::{CopyImage, CopyOutput};
 use vmkeep_steps::snapshot::freeze::{FreezeGuest, FreezeOutput, ThawGuest};
 use vmkeep_steps::snapshot::pivot::{Pivot, PivotOutput};
 use vmkeep_steps::snapshot::publish::{Publish, PublishOutput};
+use vmkeep_steps::snapshot::rest::TakeAtRest;
 use vmkeep_steps::snapshot::take::{TakeOutput, TakeSnapshot};
 use vmkeep_workflow::engine::JobView;
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Body, Event, JobId, Phase, Seq, Step, StepName, Verdict};
 
 use crate::api::types::Explanation;
+use crate::codes;
 use crate::text::{bytes, span};
 use crate::verify::{Verified, VerifyBackup};
 
@@ -77,7 +83,41 @@ fn told(kind: &StepKind, output: &Value) -> Vec<String> {
     if *kind == SettleDomain::KIND {
         return read::<Report>(output).map(|report| restored(&report)).unwrap_or_default();
     }
+    if *kind == ReadAgain::KIND {
+        let read: Reread = match read(output) {
+            Some(read) => read,
+            None => return Vec::new(),
+        };
+        let short = JobId::from(read.backup.0).short();
+        return vec![format!("Backup {short} was read again and is whole: {}", bytes(read.bytes))];
+    }
+    if *kind == RemoveBackups::KIND {
+        return read::<Removed>(output).map(|removed| deleted(&removed)).unwrap_or_default();
+    }
     one(kind, output).into_iter().collect()
+}
+
+/// What a deletion came to.
+fn deleted(removed: &Removed) -> Vec<String> {
+    let mut lines = Vec::new();
+    for gone in &removed.backups {
+        let short = JobId::from(gone.backup.0).short();
+        lines.push(format!("Backup {short} was deleted: {} files, {}", gone.files, bytes(gone.bytes)));
+        if !gone.left.is_empty() {
+            lines.push(format!(
+                "Left in {} because it did not belong to the backup (code {} {}): {}",
+                gone.folder.display(),
+                codes::NOT_ALL_FILES_DELETED_FROM_RETAIN_LOCATION,
+                codes::name(codes::NOT_ALL_FILES_DELETED_FROM_RETAIN_LOCATION),
+                gone.left.join(", ")
+            ));
+        }
+    }
+    if removed.backups.is_empty() {
+        lines.push("No backup had to go".to_owned());
+    }
+    lines.extend(removed.notes.iter().cloned());
+    lines
 }
 
 /// What a restore came to.
@@ -146,6 +186,19 @@ fn one(kind: &StepKind, output: &Value) -> Option<String> {
             (None, None) => format!("The disks were taken at one instant{pause}"),
         });
     }
+    if *kind == TakeAtRest::KIND {
+        let taken: TakeOutput = read(output)?;
+        return Some(if taken.off {
+            "The domain was off: its disks were taken as they lay, and there was no memory to take".to_owned()
+        } else {
+            "The domain was started in that moment: its disks were taken at one instant, without memory"
+                .to_owned()
+        });
+    }
+    if *kind == ResumeGuest::KIND {
+        let resumed: save::resume::ResumeOutput = read(output)?;
+        return came_back(&resumed);
+    }
     if *kind == FreezeGuest::KIND {
         let frozen: FreezeOutput = read(output)?;
         return Some(match frozen.why_not {
@@ -186,6 +239,25 @@ fn one(kind: &StepKind, output: &Value) -> Option<String> {
         return Some(text);
     }
     None
+}
+
+/// How a guest that was saved came back.
+fn came_back(resumed: &save::resume::ResumeOutput) -> Option<String> {
+    let down = match resumed.downtime_ms {
+        Some(ms) => format!("it was down for {}", short_span(ms.saturating_mul(1000))),
+        None => "for how long it was down is not known, because vmkeepd ended meanwhile".to_owned(),
+    };
+    let why = resumed.why.as_deref().unwrap_or("its state could not be used");
+    Some(match resumed.back {
+        Back::Resumed => format!("The guest was saved and runs again; {down}"),
+        Back::Cold => format!("The guest was saved, and was started without its memory: {why}; {down}"),
+        Back::ByOthers => {
+            "Somebody else started the guest while it was saved; its saved state is stale for it".to_owned()
+        }
+        Back::Paused => "The guest was saved and loaded again, and stands still as before".to_owned(),
+        Back::Off => format!("The guest is off: {why}"),
+        Back::NeverGone => return None,
+    })
 }
 
 fn read<T: DeserializeOwned>(output: &Value) -> Option<T> {

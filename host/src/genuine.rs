@@ -82,9 +82,15 @@ pub fn against_definitions(folder: &Folder, stored: &Stored) -> Vec<String> {
         differs("architecture", domain.arch.clone(), devices.arch.clone());
         let theirs = Some(devices.memory.to_string());
         differs("memory in bytes", domain.memory.map(|bytes| bytes.to_string()), theirs);
-        let targets = manifest.disks.iter().map(|disk| &disk.target);
-        let targets = targets.chain(manifest.left_out.iter().map(|disk| &disk.target));
-        for target in targets.filter(|target| ran.disks.iter().all(|disk| disk.target.0 != **target)) {
+        let has = |definition: &Definition, target: &str| {
+            definition.disks.iter().any(|disk| disk.target.0 == target)
+        };
+        let disks = manifest.disks.iter().map(|disk| &disk.target).filter(|target| !has(ran, target));
+        // A disk that was left out may have been defined only for the next start.
+        let any = [&live, &inactive];
+        let left_out = manifest.left_out.iter().map(|disk| &disk.target);
+        let left_out = left_out.filter(|target| !any.iter().copied().flatten().any(|of| has(of, target)));
+        for target in disks.chain(left_out) {
             found.push(format!("the manifest speaks of a disk {target}, the definition has none"));
         }
     }

@@ -71,8 +71,9 @@ pub async fn prune(
 
 /// The jobs that made the backups that exist.
 async fn origins(site: &dyn Site) -> Result<HashSet<JobId>, Fault> {
-    let (backups, warnings) = site.backups().await?;
-    if let Some(warning) = warnings.first() {
+    let found = site.backups().await?;
+    if found.partial {
+        let warning = found.warnings.join("; ");
         let object = "the histories of old jobs";
         return Err(Fault::permanent(
             codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST,
@@ -82,7 +83,9 @@ async fn origins(site: &dyn Site) -> Result<HashSet<JobId>, Fault> {
         )
         .remedy("Mount the folder or mend the backup, then ask again"));
     }
-    Ok(backups.iter().filter_map(|backup| backup.job.as_ref()?.parse().ok()).collect())
+    // One that is missing may lie on a disk that comes back.
+    let all = found.backups.iter().chain(found.missing.iter().map(|missing| &missing.backup));
+    Ok(all.filter_map(|backup| backup.job.as_ref()?.parse().ok()).collect())
 }
 
 /// Prunes daily. Ends with the task that it runs in.

@@ -10,7 +10,10 @@
 //! | domains, backups and orders of this host | [`site`] |
 //! | whether a backup is what was published | [`verify`], [`genuine`] |
 //! | letting the history of old jobs go | [`history`] |
+//! | what proves that nobody rewrote the history | [`heads`], [`audit`] |
 //! | the store, and what can be done with it while no daemon runs | [`store`] |
+//! | which backups there are and were | [`catalogue`] |
+//! | what becomes of older ones after a backup | [`retention`] |
 //! | what would make backups fail | [`doctor`] |
 //! | the graphs of the workflows | [`diagram`] |
 //!
@@ -18,6 +21,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod catalogue;
 pub mod cli;
 pub mod client;
 pub mod codes;
@@ -28,8 +32,12 @@ pub mod doctor;
 pub mod environment;
 pub mod explain;
 pub mod genuine;
+pub mod guests;
+pub mod heads;
 pub mod history;
 pub mod hypervisor;
+pub mod location;
+pub mod retention;
 pub mod site;
 pub mod store;
 pub mod text;

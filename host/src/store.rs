@@ -12,6 +12,7 @@ use vmkeep_workflow::journal::{AppendError, StoreError};
 use crate::api::types::{Audited, StoreInfo};
 use crate::codes;
 use crate::config::Config;
+use crate::heads::Witness;
 
 /// An error of the store, with its code.
 #[must_use]
@@ -49,13 +50,13 @@ async fn open_to_read(config: &Config, doing: &str) -> Result<(EngineName, Arc<d
     Ok((engine, store))
 }
 
-/// Checks every record of the store without a daemon: one that is damaged may not let any start.
+/// Checks every record of the store without a daemon: one that is damaged may not let any start. The heads were read before.
 ///
 /// # Errors
 /// What is wrong with it.
-pub async fn audit(config: &Config) -> Result<Audited, Fault> {
+pub async fn audit(config: &Config, heads: Option<&Witness>) -> Result<Audited, Fault> {
     let (_, store) = open_to_read(config, "verify the journal").await?;
-    crate::audit::verify_store(&*store).await
+    crate::audit::verify_store(&*store, heads).await
 }
 
 /// What keeps the journal, and how much is in it. Reads all of it, and changes nothing.

@@ -100,6 +100,18 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// Reads an amount per second: `100M`, `100M/s`, in bytes; `0` for no limit.
+///
+/// # Errors
+/// When it is not one, with the reason.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let amount = text.strip_suffix("/s").or_else(|| text.strip_suffix("ps")).unwrap_or(text);
+    parse_size(amount).map_err(|_| {
+        format!("{text:?} is not an amount of bytes per second such as 100M or 1G (0: no limit)")
+    })
+}
+
 /// Reads a span of time: `90` (seconds), `90s`, `5m`, `2h`, `1d`, `500ms`.
 ///
 /// # Errors
@@ -177,6 +189,15 @@ mod tests {
         assert_eq!(parse_size("17"), Ok(17));
         for wrong in ["", "M", "-1", "1.5G", "4X", "99999999999T"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+        for (text, rate) in
+            [("100M", 100 << 20), ("100M/s", 100 << 20), ("1GiB/s", 1 << 30), ("5MBps", 5 << 20), ("0", 0)]
+        {
+            assert_eq!(parse_rate(text), Ok(rate), "{text}");
+        }
+        for wrong in ["fast", "-1", "1.5G", "100Mbit/s", "/s", "5m/h"] {
+            let said = parse_rate(wrong).unwrap_err();
+            assert!(said.contains(wrong) && said.contains("per second"), "{said}");
         }
         assert_eq!(parse_span("90"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_span("5m"), Ok(Duration::from_secs(300)));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use vmkeep_steps::image::copy::{Control, CopyError, Observer, Throttle};
+use vmkeep_steps::image::copy::{CopyError, Throttle};
 use vmkeep_steps::image::qemu_img::QemuImg;
 use vmkeep_steps::image::root::Roots;
 use vmkeep_steps::manifest::{self, Depth, FileEntry, Finding, Problem, Role};
@@ -93,17 +93,6 @@ pub struct VerifyBackup {
     pub roots: Arc<Roots>,
 }
 
-struct Reports(StepContext);
-
-impl Observer for Reports {
-    fn control(&self) -> Control {
-        if self.0.stopping() { Control::Stop } else { Control::Continue }
-    }
-    fn progress(&self, done: u64, total: u64) {
-        self.0.progress.report(done, total, "bytes");
-    }
-}
-
 #[async_trait]
 impl Step for VerifyBackup {
     const KIND: StepKind = StepKind::new("verify-backup", 1);
@@ -112,7 +101,7 @@ impl Step for VerifyBackup {
 
     async fn run(&self, cx: &StepContext, input: Options) -> Result<Verified, Fault> {
         let (roots, cx) = (self.roots.clone(), cx.clone());
-        tokio::task::spawn_blocking(move || read(&roots, cx, &input))
+        tokio::task::spawn_blocking(move || read(&roots, &cx, &input))
             .await
             .unwrap_or_else(|e| Err(Fault::permanent(Code::UNDEFINED, "verify the backup", "", e)))
     }
@@ -123,7 +112,7 @@ impl Step for VerifyBackup {
     }
 }
 
-fn read(roots: &Roots, cx: StepContext, input: &Options) -> Result<Verified, Fault> {
+fn read(roots: &Roots, cx: &StepContext, input: &Options) -> Result<Verified, Fault> {
     let doing = "verify the backup";
     let object = input.folder.display().to_string();
     let fail = |code, error: &dyn std::fmt::Display| {
@@ -135,13 +124,13 @@ fn read(roots: &Roots, cx: StepContext, input: &Options) -> Result<Verified, Fau
         return Err(fail(codes::MANIFEST_MISMATCH, &"another backup lies in its folder"));
     }
     let throttle = Throttle::new(input.bandwidth);
-    let observer = Reports(cx);
-    let found =
-        manifest::verify(&folder, &stored, input.depth, &QemuImg::default(), throttle.as_ref(), &observer)
-            .map_err(|error| match error {
-                CopyError::Stopped { .. } => Fault::stopped(doing, object.clone()),
-                other => fail(codes::MISSING_NECESSARY_FILES, &other),
-            })?;
+    // What is wanted to be known is what the medium holds, not the memory that it was written from.
+    manifest::verify::forget_cached(&folder, &stored.manifest);
+    let found = manifest::verify(&folder, &stored, input.depth, &QemuImg::default(), throttle.as_ref(), cx)
+        .map_err(|error| match error {
+        CopyError::Stopped { .. } => Fault::stopped(doing, object.clone()),
+        other => fail(codes::MISSING_NECESSARY_FILES, &other),
+    })?;
     let (serious, notes): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.problem.serious());
     let journal = Journal(input.published.clone());
     let mut objections: Vec<String> = journal.objects(&stored).into_iter().collect();

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use vmkeep_host::api::listener::Socket;
 use vmkeep_host::api::types::{
     Accepted, Acted, Audited, DaemonPhase, Explanation, HistoryRow, JobDetail, JobRow, Live, Replayed,
-    SnapshotRequest, Status,
+    SnapshotRequest, Status, VerifiedRow,
 };
 use vmkeep_host::codes;
 use vmkeep_workflow::{Fault, JobStatus};
@@ -167,6 +167,38 @@ async fn a_repeated_request_with_its_key_is_the_same_job_and_another_with_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_has_no_plan_yet_is_called_by_what_was_asked_for() {
+    let daemon = Daemon::start().await;
+    let first = make(&daemon, &Daemon::request(), None).await.unwrap();
+    let waiting = SnapshotRequest { queue: true, ..Daemon::request() };
+    let second = make(&daemon, &waiting, None).await.unwrap();
+    assert_eq!((second.status, second.steps), (JobStatus::Queued, 0));
+    assert_eq!(second.title, format!("snapshot of {NASTY}"));
+    let listed: Vec<JobRow> = daemon.client.get("/v1/jobs").await.unwrap();
+    assert!(listed.iter().all(|job| !job.title.is_empty()), "{listed:?}");
+    daemon.gates.add_permits(4);
+    wait_for(&daemon, &second, |job| job.job.ended.is_some()).await;
+    let planned: JobDetail = daemon.client.get(&format!("/v1/jobs/{}", second.id)).await.unwrap();
+    assert_eq!(planned.job.title, format!("a toy of {NASTY}"));
+    wait_for(&daemon, &first, |job| job.job.ended.is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_verification_failed_is_not_the_last_good_one_and_status_says_why() {
+    let daemon = Daemon::start().await;
+    let (good, mut bad) = (support::backup_of("good"), support::backup_of("bad"));
+    bad.at = good.at + jiff::SignedDuration::from_secs(1);
+    let problem = Some("vda.qcow2 has another hash".to_owned());
+    bad.verified = Some(VerifiedRow { at: bad.at, job: "j".into(), problem });
+    daemon.site.0.lock().unwrap().0 = vec![bad, good];
+    let status: Status = daemon.client.get("/v1/status").await.unwrap();
+    assert_eq!(status.domains[0].last_backup.as_ref().map(|last| last.id.as_str()), Some("good"));
+    let told =
+        status.warnings.iter().any(|w| w.contains("verification failed at") && w.contains("another hash"));
+    assert!(told, "{:?}", status.warnings);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_shows_the_plan_and_makes_no_job() {
     let daemon = Daemon::start().await;
     let request = SnapshotRequest { dry_run: true, ..Daemon::request() };
@@ -244,13 +276,13 @@ async fn an_export_is_whole_and_can_be_checked_elsewhere() {
             text.extend_from_slice(&piece);
         }
         std::fs::write(&file, &text).unwrap();
-        assert_eq!(vmkeep_host::audit::verify_file(&file).unwrap().streams, streams);
+        assert_eq!(vmkeep_host::audit::verify_file(&file, None).unwrap().streams, streams);
         assert_eq!(vmkeep_host::audit::replay_file(&file).unwrap().len(), 1);
         // One changed letter is found, and has the code of damage.
         let changed =
             String::from_utf8(text).unwrap().replacen("pass the second gate", "pass the seconD gate", 1);
         std::fs::write(&file, changed).unwrap();
-        assert_eq!(vmkeep_host::audit::verify_file(&file).unwrap_err().code, codes::STORE_DAMAGED);
+        assert_eq!(vmkeep_host::audit::verify_file(&file, None).unwrap_err().code, codes::STORE_DAMAGED);
     }
     let error = daemon.client.stream("/v1/audit/export?job=ffff").await.unwrap_err();
     assert_eq!(error.code, codes::NO_SUCH_JOB);

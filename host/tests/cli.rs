@@ -109,9 +109,10 @@ async fn output_that_cannot_be_written_is_an_error_and_a_reader_that_went_away_i
 
 #[tokio::test]
 async fn a_file_that_is_no_export_is_not_called_damaged() {
-    for args in [["replay", "/etc/passwd"], ["replay", "/tmp"], ["replay", "/nonexistent/file"]] {
-        let output = run(&args).await;
-        assert_eq!(status(&output), codes::USAGE.0, "{args:?}: {}", err(&output));
+    let empty = tempfile::tempdir().unwrap();
+    for path in ["/etc/passwd", empty.path().to_str().unwrap(), "/nonexistent/file"] {
+        let output = run(&["replay", path]).await;
+        assert_eq!(status(&output), codes::USAGE.0, "{path}: {}", err(&output));
     }
 }
 
@@ -171,7 +172,7 @@ async fn a_jobs_own_code_is_the_exit_status_of_whoever_waits_for_it() {
         assert!(out(&output).contains("undone"), "{}", out(&output));
     }
     let output = at(&daemon, &["snapshot", NASTY]).await;
-    assert_eq!(status(&output), 0);
+    assert_eq!(status(&output), codes::SUCCESS_CODE.0);
     let output = at(&daemon, &["--json", "snapshot", NASTY]).await;
     let detail: Value = serde_json::from_str(&out(&output)).unwrap();
     assert_eq!(detail["job"]["status"], "succeeded");
@@ -246,11 +247,27 @@ async fn the_exit_status_tells_a_divergence_from_damage_and_from_a_good_history(
     assert_eq!(status(&run(&["replay", path]).await), 0);
     assert_eq!(status(&run(&["audit", "verify", path]).await), 0);
     let output = at(&daemon, &["audit", "export", "-o", path]).await;
-    assert_ne!(status(&output), 0, "evidence is never written over");
+    assert_eq!(status(&output), codes::CANNOT_CREATE_TARBALL.0, "evidence is never written over");
+    assert!(err(&output).contains(path) && err(&output).contains("remedy"), "{}", err(&output));
+    assert_eq!(status(&run(&["audit", "verify", path]).await), 0, "what is there is as it was");
+
+    // A folder of them, to whatever depth: what a new release is asked before an upgrade.
+    let folder = daemon.dir.path().join("histories");
+    std::fs::create_dir_all(folder.join("snapshot@1")).unwrap();
+    for name in ["a.jsonl", "snapshot@1/b.jsonl"] {
+        std::fs::copy(&file, folder.join(name)).unwrap();
+    }
+    std::fs::write(folder.join("snapshot@1/notes.txt"), "no export").unwrap();
+    let output = run(&["replay", folder.to_str().unwrap()]).await;
+    assert_eq!((status(&output), out(&output).lines().count()), (0, 2), "{}", err(&output));
 
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replacen("second gate", "seconD gate", 1)).unwrap();
     assert_eq!(status(&run(&["audit", "verify", path]).await), codes::STORE_DAMAGED.0);
+    std::fs::copy(&file, folder.join("snapshot@1/b.jsonl")).unwrap();
+    let output = run(&["replay", folder.to_str().unwrap()]).await;
+    assert_eq!(status(&output), codes::STORE_DAMAGED.0);
+    assert!(err(&output).contains("snapshot@1/b.jsonl"), "{}", err(&output));
 
     // A history that nobody tampered with, and that decides what these rules do not: made by a store of its own.
     let store = vmkeep_store::MemoryStore::new();

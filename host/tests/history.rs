@@ -7,7 +7,7 @@ mod support;
 use std::process::Output;
 
 use support::{Daemon, NASTY, backup_of};
-use vmkeep_host::api::types::{Accepted, Audited, PruneRequest, Pruned};
+use vmkeep_host::api::types::{Accepted, Audited, HistoryPruneRequest, Pruned};
 use vmkeep_host::codes;
 use vmkeep_workflow::journal::JobFilter;
 use vmkeep_workflow::{Code, Seq};
@@ -39,7 +39,7 @@ async fn jobs(daemon: &Daemon, count: usize) -> Vec<String> {
     ids
 }
 
-async fn prune(daemon: &Daemon, request: &PruneRequest) -> Result<Pruned, vmkeep_workflow::Fault> {
+async fn prune(daemon: &Daemon, request: &HistoryPruneRequest) -> Result<Pruned, vmkeep_workflow::Fault> {
     daemon.client.post("/v1/audit/prune", request, None).await
 }
 
@@ -58,10 +58,14 @@ async fn old_histories_go_but_not_those_of_jobs_that_run_or_made_a_backup_that_e
     daemon.site.0.lock().unwrap().0 = vec![backup_of(&ended[1])];
 
     // Nothing says how much to keep, so nothing goes.
-    let fault = prune(&daemon, &PruneRequest::default()).await.unwrap_err();
+    let fault = prune(&daemon, &HistoryPruneRequest::default()).await.unwrap_err();
     assert_eq!(fault.code, codes::USAGE);
-    let two = PruneRequest { keep_jobs: Some(2), reason: Some("room".into()), ..PruneRequest::default() };
-    let rehearsed = prune(&daemon, &PruneRequest { dry_run: true, ..two.clone() }).await.unwrap();
+    let two = HistoryPruneRequest {
+        keep_jobs: Some(2),
+        reason: Some("room".into()),
+        ..HistoryPruneRequest::default()
+    };
+    let rehearsed = prune(&daemon, &HistoryPruneRequest { dry_run: true, ..two.clone() }).await.unwrap();
     assert_eq!((rehearsed.jobs.len(), rehearsed.kept_for_backups, rehearsed.dry_run), (2, 1, true));
     assert_eq!(left(&daemon).await.len(), 6);
 
@@ -81,7 +85,7 @@ async fn old_histories_go_but_not_those_of_jobs_that_run_or_made_a_backup_that_e
     // Again: there is nothing more to be done.
     assert_eq!(prune(&daemon, &two).await.unwrap().jobs.len(), 0);
     // A day has not passed.
-    let days = PruneRequest { keep_days: Some(1), ..PruneRequest::default() };
+    let days = HistoryPruneRequest { keep_days: Some(1), ..HistoryPruneRequest::default() };
     assert_eq!(prune(&daemon, &days).await.unwrap().jobs.len(), 0);
     daemon.gates.add_permits(2);
 }
@@ -91,9 +95,9 @@ async fn nothing_goes_while_not_all_backups_can_be_seen() {
     let daemon = Daemon::start().await;
     jobs(&daemon, 3).await;
     daemon.site.0.lock().unwrap().1 = vec!["/mnt/nas: not mounted".to_owned()];
-    let one = PruneRequest { keep_jobs: Some(1), ..PruneRequest::default() };
+    let one = HistoryPruneRequest { keep_jobs: Some(1), ..HistoryPruneRequest::default() };
     for dry_run in [true, false] {
-        let fault = prune(&daemon, &PruneRequest { dry_run, ..one.clone() }).await.unwrap_err();
+        let fault = prune(&daemon, &HistoryPruneRequest { dry_run, ..one.clone() }).await.unwrap_err();
         assert_eq!(fault.code, codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST);
         assert!(fault.cause.contains("not mounted"), "{}", fault.cause);
     }
@@ -109,7 +113,7 @@ async fn a_key_of_a_pruned_job_is_not_free_again() {
     let Accepted::Job(row) = first else { panic!() };
     daemon.engine.wait(row.id).await.unwrap();
     jobs(&daemon, 1).await;
-    let one = PruneRequest { keep_jobs: Some(1), ..PruneRequest::default() };
+    let one = HistoryPruneRequest { keep_jobs: Some(1), ..HistoryPruneRequest::default() };
     assert_eq!(prune(&daemon, &one).await.unwrap().jobs.len(), 1);
     let again = daemon.client.post::<_, Accepted>("/v1/snapshot", &request, Some("monday")).await;
     let fault = again.unwrap_err();
@@ -144,7 +148,7 @@ async fn the_command_line_prunes_and_verifies_and_says_so() {
 async fn a_part_of_the_journal_is_exported_by_domain_state_and_time() {
     let daemon = Daemon::start().await;
     let ended = jobs(&daemon, 2).await;
-    let one = PruneRequest { keep_jobs: Some(1), ..PruneRequest::default() };
+    let one = HistoryPruneRequest { keep_jobs: Some(1), ..HistoryPruneRequest::default() };
     prune(&daemon, &one).await.unwrap();
     let mut n = 0;
     let mut export = async |args: &[&str]| {

@@ -1,5 +1,7 @@
 //! Answers, and the one shape that every error has.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -10,6 +12,9 @@ use vmkeep_workflow::{Code, Fault};
 
 use super::types::ErrorBody;
 use crate::codes;
+
+/// How long the body of a request may take to arrive.
+const ARRIVING: Duration = Duration::from_secs(30);
 
 /// An error on its way out.
 #[derive(Debug)]
@@ -64,8 +69,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let bytes = axum::body::Bytes::from_request(request, state)
+        let bytes = tokio::time::timeout(ARRIVING, axum::body::Bytes::from_request(request, state))
             .await
+            .map_err(|_| misused("body", &format!("it did not arrive within {} s", ARRIVING.as_secs())))?
             .map_err(|e| misused("body", &e.body_text()))?;
         // An absent body is an empty object: every field of an act is optional.
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };

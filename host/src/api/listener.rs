@@ -4,11 +4,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::serve::IncomingStream;
 use tokio::net::{UnixListener, UnixStream};
 use vmkeep_workflow::Fault;
 
@@ -67,6 +65,23 @@ impl Socket {
         let meta = std::fs::symlink_metadata(path).map_err(|e| fault(e.to_string(), elsewhere))?;
         Ok(Self { listener, path: path.to_owned(), identity: (meta.dev(), meta.ino()) })
     }
+
+    /// The next connection, and who is at its other end.
+    pub(super) async fn accept(&self) -> (UnixStream, Peer) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let peer = Peer { uid: stream.peer_cred().ok().map(|cred| cred.uid()) };
+                    return (stream, peer);
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: wait for some to be closed instead of spinning.
+                    tracing::warn!(%error, "could not accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
 }
 
 impl Drop for Socket {
@@ -95,37 +110,6 @@ fn private_folder(dir: &Path) -> io::Result<()> {
         std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))?;
     }
     Ok(())
-}
-
-impl axum::serve::Listener for Socket {
-    type Io = UnixStream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (UnixStream, Peer) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let peer = Peer { uid: stream.peer_cred().ok().map(|cred| cred.uid()) };
-                    return (stream, peer);
-                }
-                Err(error) => {
-                    // Out of descriptors, most likely: wait for some to be closed instead of spinning.
-                    tracing::warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer { uid: Some(rustix::process::geteuid().as_raw()) })
-    }
-}
-
-impl Connected<IncomingStream<'_, Socket>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Socket>) -> Self {
-        *stream.remote_addr()
-    }
 }
 
 /// Lets nobody but `owner` through.

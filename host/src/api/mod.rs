@@ -9,6 +9,7 @@ pub mod answer;
 pub mod listener;
 pub mod prefix;
 mod routes;
+pub mod serve;
 pub mod types;
 
 pub use routes::{App, router};

@@ -6,10 +6,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use vmkeep_store::EngineName;
+use vmkeep_store::heads::{NoKey, PublicKey};
 use vmkeep_workflow::{JobStatus, Settle};
 
-use crate::api::types::{OnBusyMemory, WaitBefore};
-use crate::text::{parse_size, parse_span};
+use crate::api::types::{OnBusyMemory, RamDisk, WaitBefore, WithoutState};
+use crate::text::{parse_rate, parse_size, parse_span};
 
 /// Crash-safe backups of KVM guests.
 #[derive(Debug, Parser)]
@@ -57,6 +58,26 @@ pub struct Waiting {
     pub key: Option<String>,
 }
 
+/// What the doctor does.
+#[derive(Clone, Debug, Args)]
+pub struct Doctor {
+    /// Take away what jobs that are over have left, as far as that is safe, by a job for each domain
+    #[arg(long)]
+    pub repair: bool,
+    /// Return at once instead of waiting for the jobs to end
+    #[arg(long, requires = "repair")]
+    pub no_wait: bool,
+    /// Print the plans and change nothing
+    #[arg(long, requires = "repair")]
+    pub dry_run: bool,
+    /// Why, for the journal
+    #[arg(long, value_name = "TEXT", requires = "repair")]
+    pub reason: Option<String>,
+    /// A key that makes repeating this very request harmless
+    #[arg(long, value_name = "KEY", requires = "repair")]
+    pub key: Option<String>,
+}
+
 /// What is done to a job, and why.
 #[derive(Clone, Debug, Args)]
 pub struct JobAct {
@@ -77,7 +98,7 @@ pub enum Command {
     Status,
     /// The domains of this host and their disks
     Domains,
-    /// Back a domain up into plain files while it runs
+    /// Back a domain up into plain files
     Snapshot(Snapshot),
     /// Bring a backup back: as a new domain, or in place; or undo that
     Restore(Box<Restore>),
@@ -99,6 +120,26 @@ pub enum Command {
         #[command(flatten)]
         waiting: Waiting,
     },
+    /// Delete backups: all of those that are named, or none
+    Delete(Delete),
+    /// Keep the last backups of a domain and delete older ones, once the newest was read again
+    Prune(Prune),
+    /// Protect a backup from deletion
+    Protect(Protect),
+    /// End a protection
+    Unprotect {
+        /// The backup: its id, the beginning of it, or its folder
+        backup: String,
+        /// Why, for the catalogue's history
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Say whether it could be done and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Which backups there are and were
+    #[command(subcommand)]
+    Catalogue(Catalogue),
     /// The jobs, newest first
     Jobs(Jobs),
     /// One job: look at it, follow it, steer it
@@ -106,7 +147,7 @@ pub enum Command {
     Job(Job),
     /// Fold a job's journal again and check every decision; the exit status tells a divergence
     Replay {
-        /// A job, or a file that `audit export` wrote
+        /// A job; a file that `audit export` wrote; or a folder of such files (*.jsonl)
         what: String,
     },
     /// The journal as evidence
@@ -115,8 +156,8 @@ pub enum Command {
     /// The files that the journal is kept in
     #[command(subcommand)]
     Store(Store),
-    /// What on this host would make backups fail, and the mend
-    Doctor,
+    /// What on this host would make backups fail, what jobs have left behind, and the mend
+    Doctor(Doctor),
     /// The steps of a workflow as a graph, in DOT
     Diagram {
         /// Which; without one their names are printed
@@ -134,12 +175,21 @@ pub enum Command {
 pub struct Snapshot {
     /// Its name or UUID
     pub domain: String,
-    /// Memory and disks at one instant (the default)
+    /// Memory and disks at one instant, while the guest runs (the default)
     #[arg(long, conflicts_with = "disk_only")]
     pub live: bool,
     /// The disks alone
     #[arg(long)]
     pub disk_only: bool,
+    /// Save the guest to a file, load it again and let it run: it is down for a moment, and never slowed down before
+    #[arg(long, conflicts_with_all = ["live", "disk_only", "quiesce"])]
+    pub save: bool,
+    /// With --save: whether its state goes to the configured RAM disk first
+    #[arg(long, value_name = "HOW", default_value = "prefer")]
+    pub ram_disk: RamDisk,
+    /// With --save: what to do if the state is lost before it is in the backup
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    pub without_state: WithoutState,
     /// The root, or a folder below one (default: the first configured root)
     #[arg(long, value_name = "FOLDER")]
     pub to: Option<PathBuf>,
@@ -156,10 +206,10 @@ pub struct Snapshot {
     #[arg(long, value_name = "WHAT", default_value = "disk-only")]
     pub on_busy_memory: OnBusyMemory,
     /// Copy at most so much per second: 100M (0: no limit)
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub bandwidth: Option<u64>,
     /// Merge at most so much per second: 100M (0: no limit)
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub merge_bandwidth: Option<u64>,
     /// Wait before this phase for `vmkeep job signal JOB PHASE`: retain, merge
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
@@ -173,6 +223,10 @@ pub struct Snapshot {
     /// Never freeze them (default: freeze when an agent answers)
     #[arg(long)]
     pub no_quiesce: bool,
+    /// Keep so many backups of the domain below that root, and delete older ones once this one is there and was read
+    /// again (0: keep all; default: as configured)
+    #[arg(long, value_name = "N")]
+    pub keep: Option<u32>,
     /// Wait while the domain is busy, instead of being refused
     #[arg(long)]
     pub queue: bool,
@@ -239,12 +293,88 @@ pub struct Restore {
     /// How long the machine that is there may take to shut down (default: 3m)
     #[arg(long, value_name = "SPAN", value_parser = parse_span, conflicts_with_all = ["name", "discard"])]
     pub shutdown_time: Option<Duration>,
+    /// Let it start with the host (default: it does not, even if the original does)
+    #[arg(long)]
+    pub autostart: bool,
     /// Copy at most so much per second: 100M (0: no limit)
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub bandwidth: Option<u64>,
     /// Waiting, dry run, reason.
     #[command(flatten)]
     pub waiting: Waiting,
+}
+
+/// Delete backups.
+#[derive(Clone, Debug, Args)]
+pub struct Delete {
+    /// Their ids, beginnings of those, or folders
+    #[arg(required = true, value_name = "BACKUP")]
+    pub backups: Vec<String>,
+    /// Even if no other whole backup of the domain is left then (needs --reason)
+    #[arg(long, requires = "reason")]
+    pub last_copy: bool,
+    /// Waiting, dry run, reason.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// Thin backups out.
+#[derive(Clone, Debug, Args)]
+pub struct Prune {
+    /// Name or UUID of the domain (default: every domain that has backups)
+    pub domain: Option<String>,
+    /// How many whole backups stay below each root; protected ones stay besides
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: u32,
+    /// Waiting, dry run, reason.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// Protect a backup.
+#[derive(Clone, Debug, Args)]
+pub struct Protect {
+    /// The backup: its id, the beginning of it, or its folder
+    pub backup: String,
+    /// Until the end of this day, or this instant: 2027-01-31 (default: until it is unprotected)
+    #[arg(long, value_name = "DATE", value_parser = super::backups::end_of)]
+    pub until: Option<Timestamp>,
+    /// Why; it lies beside the backup
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Say whether it could be done and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Which backups there are and were.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Catalogue {
+    /// Read every manifest anew; needs nothing but the folders
+    Rebuild {
+        /// Below this folder (default: below the configured roots)
+        #[arg(long, value_name = "FOLDER")]
+        from: Option<PathBuf>,
+        /// Why, for the catalogue's history
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Say what is found and write nothing down
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Forget a backup that is missing
+    Forget {
+        /// Its id or the beginning of it
+        backup: String,
+        /// Why, for the catalogue's history
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Say whether it could be done and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// What was seen, protected, deleted and forgotten, by whom and why
+    History,
 }
 
 /// Which jobs.
@@ -353,11 +483,33 @@ pub enum Audit {
     Verify {
         /// A file that `audit export` wrote; without one, the daemon's store
         file: Option<PathBuf>,
+        /// Compare it with signed heads that were kept elsewhere (default: those beside the store). Needs no daemon
+        #[arg(long, value_name = "FILE", requires = "public_key")]
+        heads: Option<PathBuf>,
+        /// The key that signed the heads: as `audit key` prints it, or a file with that. For each key that was lost, once more
+        #[arg(long, value_name = "KEY", requires = "heads", value_parser = public_key)]
+        public_key: Vec<PublicKey>,
     },
+    /// Print the signed heads: keep them where nobody who can write here can write
+    Heads,
+    /// Print the public key that proves whose the heads are; keep it elsewhere as well
+    Key,
+    /// Have the daemon sign with a new key, for which the old one vouches
+    RotateKey,
     /// Write the journal, or the part of it that is asked for, as JSON lines
     Export(Export),
+    /// What was done to keep guests safe where no job's history can tell of it
+    Guests,
     /// Let the history of old ended jobs go; tombstones stay
-    Prune(Prune),
+    Prune(PruneHistory),
+}
+
+fn public_key(text: &str) -> Result<PublicKey, String> {
+    text.parse().or_else(|error: NoKey| {
+        // What is no key may be the name of a file with one.
+        let kept = std::fs::read_to_string(text).map_err(|_| error.to_string())?;
+        kept.trim().parse().map_err(|error: NoKey| error.to_string())
+    })
 }
 
 /// Which part of the journal. Jobs are taken whole; other streams are cut to the span.
@@ -385,7 +537,7 @@ pub struct Export {
 
 /// How much of the history of ended jobs is kept.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Prune {
+pub struct PruneHistory {
     /// Keep jobs that ended within so many days (default: history.keep_days)
     #[arg(long, value_name = "N")]
     pub keep_days: Option<u32>,

@@ -16,7 +16,10 @@ use crate::codes;
 pub(super) async fn snapshot(client: &Client, out: &Out, args: Snapshot) -> Ended {
     let request = SnapshotRequest {
         domain: args.domain,
-        memory: !args.disk_only,
+        memory: !args.disk_only && !args.save,
+        save: args.save,
+        ram_disk: args.ram_disk,
+        without_state: args.without_state,
         to: args.to.as_deref().map(whole).transpose()?,
         disks: args.disks,
         memory_limit: args.memory_limit,
@@ -32,13 +35,25 @@ pub(super) async fn snapshot(client: &Client, out: &Out, args: Snapshot) -> Ende
             (_, true) => Some(false),
             _ => None,
         },
+        keep: args.keep,
         queue: args.queue,
         reason: args.waiting.reason.clone(),
         dry_run: args.waiting.dry_run,
     };
     let key = args.waiting.key.as_deref();
     let accepted = client.post("/v1/snapshot", &request, key).await?;
-    go_on(client, out, &args.waiting, accepted).await
+    let job = match accepted {
+        Accepted::Job(job) if !args.waiting.no_wait => job,
+        other => return go_on(client, out, &args.waiting, other).await,
+    };
+    let Some(detail) = wait::to_its_end(client, out, &job.id.to_string(), &job.short).await? else {
+        return Ok(super::INTERRUPTED);
+    };
+    out.show(&detail, show::ending)?;
+    match wait::ending_status(&detail) {
+        0 => super::backups::follow_up(client, out, &detail).await,
+        status => Ok(status),
+    }
 }
 
 pub(super) async fn restore(client: &Client, out: &Out, args: Restore) -> Ended {
@@ -103,6 +118,7 @@ fn order(args: &Restore) -> Result<(&'static str, serde_json::Value), Fault> {
         cold: args.cold,
         start,
         connect: args.connect,
+        autostart: args.autostart,
         bandwidth: args.bandwidth,
         reason,
         dry_run,
@@ -162,14 +178,15 @@ async fn go_on(client: &Client, out: &Out, waiting: &Waiting, accepted: Accepted
     }
 }
 
-/// The daemon has another working folder than whoever types.
-fn whole(path: &std::path::Path) -> Result<std::path::PathBuf, Fault> {
+/// The daemon has another working folder than whoever types; and a place may be named as `file:///srv`.
+pub(super) fn whole(path: &std::path::Path) -> Result<std::path::PathBuf, Fault> {
+    let path = &crate::location::path(path)?;
     std::path::absolute(path)
         .map_err(|e| Fault::permanent(codes::USAGE, "understand the path", path.display().to_string(), e))
 }
 
 /// Something with a slash is a folder, everything else an id.
-fn folder_or_id(backup: String) -> Result<String, Fault> {
+pub(super) fn folder_or_id(backup: String) -> Result<String, Fault> {
     if !backup.contains('/') && backup != "." && backup != ".." {
         return Ok(backup);
     }

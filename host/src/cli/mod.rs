@@ -6,6 +6,7 @@
 
 pub mod args;
 mod audit;
+mod backups;
 mod job;
 mod kept;
 mod make;
@@ -20,7 +21,7 @@ use clap::{CommandFactory, Parser};
 use serde::Serialize;
 use vmkeep_workflow::Fault;
 
-use crate::api::types::{Backups, DomainRow, ErrorBody, JobRow, Status};
+use crate::api::types::{Backups, DomainRow, ErrorBody, HistoryRow, JobRow, Status};
 use crate::client::{Client, segment};
 use crate::codes;
 use crate::config::{Config, Overrides, Surroundings};
@@ -166,20 +167,38 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
         }
         Command::Snapshot(args) => return make::snapshot(&client(global)?, out, args).await,
         Command::Restore(args) => return make::restore(&client(global)?, out, *args).await,
+        Command::Delete(args) => return backups::delete(&client(global)?, out, args).await,
+        Command::Prune(args) => return backups::prune(&client(global)?, out, args).await,
+        Command::Protect(args) => backups::protect(&client(global)?, out, args, true).await?,
+        Command::Unprotect { backup, reason, dry_run } => {
+            let args = args::Protect { backup, until: None, reason, dry_run };
+            backups::protect(&client(global)?, out, args, false).await?;
+        }
+        Command::Catalogue(command) => backups::catalogue(&client(global)?, out, command).await?,
         Command::Jobs(args) => {
             let jobs: Vec<JobRow> = client(global)?.get(&job::query(&args)?).await?;
             out.show(&jobs, |jobs| show::jobs(jobs))?;
         }
         Command::Job(command) => return on_job(&client(global)?, out, command).await,
         Command::Replay { what } => return audit::replay(global, out, &what).await,
-        Command::Audit(Audit::Verify { file }) => return audit::verify(global, out, file.as_deref()).await,
+        Command::Audit(Audit::Verify { file, heads, public_key }) => {
+            return audit::verify(global, out, file.as_deref(), heads.as_deref(), &public_key).await;
+        }
+        Command::Audit(Audit::Heads) => audit::heads(global, out)?,
+        Command::Audit(Audit::Key) => audit::key(global, out)?,
+        Command::Audit(Audit::RotateKey) => audit::rotate(&client(global)?, out).await?,
         Command::Audit(Audit::Export(args)) => audit::export(&client(global)?, &args).await?,
+        Command::Audit(Audit::Guests) => {
+            let rows: Vec<HistoryRow> = client(global)?.get("/v1/guests/history").await?;
+            out.show(&rows, |rows| show::history(rows))?;
+        }
         Command::Audit(Audit::Prune(args)) => return audit::prune(&client(global)?, out, args).await,
         Command::Store(args::Store::Info) => store::info(global, out).await?,
         Command::Store(args::Store::Migrate { to, dry_run }) => {
             store::migrate(global, out, to.into(), dry_run).await?;
         }
-        Command::Doctor => return audit::doctor(global, out).await,
+        Command::Doctor(args) if args.repair => return backups::repair(&client(global)?, out, args).await,
+        Command::Doctor(_) => return audit::doctor(global, out).await,
         Command::Diagram { workflow } => diagram(out, workflow.as_deref()).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -28,8 +28,20 @@ pub(super) async fn watch(client: &Client, out: &Out, job: &str) -> Ended {
     follow(client, out, &detail.job.id.to_string(), &detail.job.short).await
 }
 
-/// Follows a job to its end; the exit status is the job's.
+/// Follows a job to its end and says how it was; the exit status is the job's.
 pub(super) async fn follow(client: &Client, out: &Out, job: &str, short: &str) -> Ended {
+    let Some(detail) = to_its_end(client, out, job, short).await? else { return Ok(INTERRUPTED) };
+    out.show(&detail, show::ending)?;
+    Ok(ending_status(&detail))
+}
+
+/// Follows a job to its end; nothing if the waiting was interrupted.
+pub(super) async fn to_its_end(
+    client: &Client,
+    out: &Out,
+    job: &str,
+    short: &str,
+) -> Result<Option<JobDetail>, Fault> {
     let mut view: Box<dyn View> = if out.json {
         Box::new(Silent)
     } else if std::io::stderr().is_terminal() {
@@ -44,17 +56,15 @@ pub(super) async fn follow(client: &Client, out: &Out, job: &str, short: &str) -
             eprintln!("Job {short} goes on without you.");
             eprintln!("  follow it:  vmkeep job watch {short}");
             eprintln!("  cancel it:  vmkeep job cancel {short}");
-            return Ok(INTERRUPTED);
+            return Ok(None);
         }
     };
     view.finish();
-    let detail = detail?;
-    out.show(&detail, show::ending)?;
-    Ok(ending_status(&detail))
+    detail.map(Some)
 }
 
 /// The exit status of a job that ended, or that needs somebody.
-fn ending_status(detail: &JobDetail) -> u8 {
+pub(super) fn ending_status(detail: &JobDetail) -> u8 {
     let code = |fallback: u16| {
         let code = detail.job.fault.as_ref().or(detail.parked.as_ref()).map_or(fallback, |fault| fault.code);
         u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(1)
@@ -133,7 +143,7 @@ struct Changes {
 impl Changes {
     fn of(&mut self, detail: &JobDetail) -> Vec<String> {
         let mut lines = Vec::new();
-        if !self.named && !detail.job.title.is_empty() {
+        if !self.named && detail.job.steps > 0 {
             self.named = true;
             lines.push(format!("job {}: {}", detail.job.short, safe(&detail.job.title)));
         }

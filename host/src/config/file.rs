@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vmkeep_steps::save::AfterReboot;
 use vmkeep_store::EngineName;
 use vmkeep_store::burial::Policy;
 
 use super::places::Surroundings;
+use super::rights::FileRestore;
 use super::{ConfigError, Overrides};
 
 /// The file as it is written.
@@ -31,9 +33,29 @@ pub struct File {
     /// `[limits]`
     #[serde(default)]
     pub limits: FileLimits,
+    /// `[snapshot]`
+    #[serde(default)]
+    pub snapshot: FileSnapshot,
+    /// `[restore]`
+    #[serde(default)]
+    pub restore: FileRestore,
     /// `[log]`
     #[serde(default)]
     pub log: FileLog,
+}
+
+/// What backups do unless told otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSnapshot {
+    /// How many whole backups of a domain stay below a root; 0: all.
+    pub keep: Option<u32>,
+    /// A folder on a tmpfs, to which the state of a guest that is saved goes first.
+    pub ram_disk: Option<PathBuf>,
+    /// A folder for the overlays of disks on block devices.
+    pub overlay_dir: Option<PathBuf>,
+    /// What becomes of a guest that the end of the host took down in the middle of a job: `start` or `leave`.
+    pub after_reboot: Option<AfterReboot>,
 }
 
 /// Where backups and restored images may be put.
@@ -83,6 +105,9 @@ impl From<StoreEngine> for EngineName {
     }
 }
 
+/// With less every backup of a frozen guest would come too late.
+const SHORTEST_FREEZE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// How much may go on at a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +124,10 @@ pub struct FileLimits {
     pub bandwidth: Option<String>,
     /// Bytes per second for merging each overlay: `100M`.
     pub merge_bandwidth: Option<String>,
+    /// For how long a restored guest is watched: `3s`.
+    pub watch: Option<String>,
+    /// The longest time for which a guest's file systems stay frozen: `10s`.
+    pub freeze: Option<String>,
 }
 
 /// What is logged, and how.
@@ -179,7 +208,7 @@ impl super::Config {
         super::check_uri(&connect)?;
 
         let restore_dir = match file.targets.restore {
-            Some(dir) => absolute("targets.restore", dir)?,
+            Some(dir) => absolute("targets.restore", &dir)?,
             None => state_dir.join("restored"),
         };
         let mut roots = match file.targets.roots {
@@ -188,7 +217,7 @@ impl super::Config {
             }
             Some(roots) => roots
                 .into_iter()
-                .map(|root| absolute("targets.roots", root))
+                .map(|root| absolute("targets.roots", &root))
                 .collect::<Result<Vec<_>, _>>()?,
             None => vec![state_dir.join("backups")],
         };
@@ -208,6 +237,17 @@ impl super::Config {
                 keep_jobs: file.history.keep_jobs.filter(|jobs| *jobs > 0),
             },
             limits: limits(&file.limits)?,
+            snapshot: super::SnapshotDefaults {
+                keep: file.snapshot.keep.filter(|keep| *keep > 0),
+                ram_disk: (file.snapshot.ram_disk)
+                    .map(|dir| absolute("snapshot.ram_disk", &dir))
+                    .transpose()?,
+                overlay_dir: (file.snapshot.overlay_dir)
+                    .map(|dir| absolute("snapshot.overlay_dir", &dir))
+                    .transpose()?,
+                after_reboot: file.snapshot.after_reboot.unwrap_or_default(),
+            },
+            restore: super::rights::resolve(&file.restore)?,
             log: log(file.log, around),
             file: path,
         })
@@ -216,29 +256,37 @@ impl super::Config {
 
 fn limits(file: &FileLimits) -> Result<super::Limits, ConfigError> {
     let default = super::Limits::default();
-    let size = |key: &str, text: &Option<String>| {
-        text.as_deref()
-            .map(|text| crate::text::parse_size(text).map_err(|why| impossible(key, &why)))
-            .transpose()
+    let read = |key: &str, text: &Option<String>, read: fn(&str) -> Result<u64, String>| {
+        text.as_deref().map(|text| read(text).map_err(|why| impossible(key, &why))).transpose()
     };
+    let rate = |key: &str, text: &Option<String>| read(key, text, crate::text::parse_rate);
     let at_least_one = |key: &str, value: Option<usize>, default: usize| match value {
         Some(0) => Err(impossible(key, "0 would let no job run")),
         Some(value) => Ok(value),
         None => Ok(default),
     };
+    let span = |key: &str, text: &Option<String>, default: std::time::Duration| match text {
+        Some(text) => crate::text::parse_span(text).map_err(|why| impossible(key, &why)),
+        None => Ok(default),
+    };
     Ok(super::Limits {
         jobs: at_least_one("limits.jobs", file.jobs, default.jobs)?,
         jobs_per_root: at_least_one("limits.jobs_per_root", file.jobs_per_root, default.jobs_per_root)?,
-        memory: size("limits.memory", &file.memory)?,
-        memory_time: match &file.memory_time {
-            Some(text) => {
-                crate::text::parse_span(text).map_err(|why| impossible("limits.memory_time", &why))?
-            }
-            None => default.memory_time,
-        },
-        bandwidth: size("limits.bandwidth", &file.bandwidth)?.unwrap_or(default.bandwidth),
-        merge_bandwidth: size("limits.merge_bandwidth", &file.merge_bandwidth)?
+        memory: read("limits.memory", &file.memory, crate::text::parse_size)?,
+        memory_time: span("limits.memory_time", &file.memory_time, default.memory_time)?,
+        bandwidth: rate("limits.bandwidth", &file.bandwidth)?.unwrap_or(default.bandwidth),
+        merge_bandwidth: rate("limits.merge_bandwidth", &file.merge_bandwidth)?
             .unwrap_or(default.merge_bandwidth),
+        watch: span("limits.watch", &file.watch, default.watch)?,
+        freeze: match span("limits.freeze", &file.freeze, default.freeze)? {
+            short if short < SHORTEST_FREEZE => {
+                return Err(impossible(
+                    "limits.freeze",
+                    "no guest's agent freezes and thaws in less than a second",
+                ));
+            }
+            freeze => freeze,
+        },
     })
 }
 
@@ -250,7 +298,9 @@ fn log(file: FileLog, around: &Surroundings) -> super::Log {
     }
 }
 
-pub(super) fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
+    let path = crate::location::path(path)
+        .map_err(|fault| ConfigError::Protocol { what: key.to_owned(), why: fault.cause })?;
     let whole = path.is_absolute() && !path.components().any(|c| c == std::path::Component::ParentDir);
     if whole {
         Ok(path)

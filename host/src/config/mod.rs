@@ -10,6 +10,7 @@
 
 mod file;
 mod places;
+mod rights;
 mod uri;
 
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ pub use file::{File, LogFormat, StoreEngine};
 pub use places::{Overrides, Surroundings};
 pub use uri::check_uri;
 
+use vmkeep_steps::restore::RightsSettings;
+use vmkeep_steps::save::AfterReboot;
 use vmkeep_store::burial::Policy;
 use vmkeep_store::{EngineName, StoreConfig};
 use vmkeep_workflow::{Code, Fault};
@@ -45,6 +48,10 @@ pub struct Config {
     pub history: Policy,
     /// How much may go on at a time.
     pub limits: Limits,
+    /// What backups do unless told otherwise.
+    pub snapshot: SnapshotDefaults,
+    /// Whose restored files become.
+    pub restore: RightsSettings,
     /// What is logged, and how.
     pub log: Log,
     /// The file that was read, if one was.
@@ -66,6 +73,10 @@ pub struct Limits {
     pub bandwidth: u64,
     /// Bytes per second for merging each overlay; 0 is no limit.
     pub merge_bandwidth: u64,
+    /// For how long a restored guest is watched before its restore counts as done.
+    pub watch: Duration,
+    /// The longest time for which a guest's file systems stay frozen.
+    pub freeze: Duration,
 }
 
 impl Default for Limits {
@@ -77,8 +88,23 @@ impl Default for Limits {
             memory_time: Duration::from_secs(600),
             bandwidth: 0,
             merge_bandwidth: 0,
+            watch: Duration::from_secs(3),
+            freeze: Duration::from_secs(10),
         }
     }
+}
+
+/// What backups do unless told otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotDefaults {
+    /// How many whole backups of a domain stay below a root; nothing: all.
+    pub keep: Option<u32>,
+    /// A folder on a tmpfs, to which a state goes first. Absolute.
+    pub ram_disk: Option<PathBuf>,
+    /// A folder for the overlays of disks on block devices; nothing: such disks take no part. Absolute.
+    pub overlay_dir: Option<PathBuf>,
+    /// Whether a guest that ran before is started after a reboot.
+    pub after_reboot: AfterReboot,
 }
 
 /// What is logged, and how.
@@ -129,6 +155,14 @@ pub enum ConfigError {
         /// Why not.
         why: String,
     },
+    /// A folder is named by a protocol that is not supported.
+    #[error("{what}: {why}")]
+    Protocol {
+        /// Which value.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// The hypervisor is on another host.
     #[error("{uri} names a hypervisor on another host")]
     Remote {
@@ -145,6 +179,7 @@ impl ConfigError {
             Self::Unreadable { .. } => codes::CANNOT_FIND_CONFIGURATION_ENTRY,
             Self::Missing(_) => codes::MISSING_PARAMETER_IN_CONFIG_FILE,
             Self::Wrong { .. } | Self::Impossible { .. } => codes::UNSUPPORTED_CONFIGURATION_PARAMETER,
+            Self::Protocol { .. } => codes::UNSUPPORTED_FILE_TRANSFER_PROTOCOL,
             Self::Remote { .. } => codes::REMOTE_HYPERVISOR,
         }
     }
@@ -160,6 +195,9 @@ impl From<ConfigError> for Fault {
                 "Correct the value; docs/configuration.md lists all keys"
             }
             ConfigError::Missing(_) => "Name the folder, with --state-dir or in the configuration file",
+            ConfigError::Protocol { .. } => {
+                "Give a path, or `file://` and a path; mount here what is on another host"
+            }
             ConfigError::Remote { .. } => {
                 "Run vmkeepd on the hypervisor itself and connect to qemu:///system or qemu:///session"
             }

@@ -84,10 +84,10 @@ impl Surroundings {
             return whole(dir);
         }
         if let Some(dir) = self.path("VMKEEP_STATE_DIR") {
-            return absolute("VMKEEP_STATE_DIR", dir);
+            return absolute("VMKEEP_STATE_DIR", &dir);
         }
         if let Some(dir) = file {
-            return absolute("state_dir", dir);
+            return absolute("state_dir", &dir);
         }
         if self.root() {
             return Ok(PathBuf::from("/var/lib/vmkeep"));
@@ -109,9 +109,9 @@ impl Surroundings {
         let path = if let Some(path) = &overrides.socket {
             whole(path)?
         } else if let Some(path) = self.path("VMKEEP_SOCKET") {
-            absolute("VMKEEP_SOCKET", path)?
+            absolute("VMKEEP_SOCKET", &path)?
         } else if let Some(path) = file {
-            absolute("socket", path)?
+            absolute("socket", &path)?
         } else if self.root() {
             PathBuf::from("/run/vmkeep/vmkeepd.sock")
         } else {

@@ -64,6 +64,7 @@ fn a_wrong_value_is_named() {
     for (text, word) in [
         ("[limits]\njobs = 0", "limits.jobs"),
         ("[limits]\nmemory = \"lots\"", "limits.memory"),
+        ("[limits]\nwatch = \"a while\"", "limits.watch"),
         ("[log]\nformat = \"xml\"", "xml"),
         ("[targets]\nroots = []", "targets.roots"),
         ("[targets]\nroots = [\"backups\"]", "absolute"),
@@ -76,6 +77,18 @@ fn a_wrong_value_is_named() {
         assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{text}");
         assert!(error.to_string().contains(word), "{text}: {error}");
     }
+}
+
+#[test]
+fn folders_may_be_named_as_file_urls_and_by_no_other_protocol() {
+    let text = "[targets]\nroots = [\"file:///srv/backups\"]\n[snapshot]\nram_disk = \"file:///mnt/ram\"\n";
+    let config = resolve(text, &user()).unwrap();
+    assert_eq!(config.roots[0], Path::new("/srv/backups"));
+    assert_eq!(config.snapshot.ram_disk.as_deref(), Some(Path::new("/mnt/ram")));
+    let error = resolve("[targets]\nroots = [\"ssh://backup/srv\"]\n", &user()).unwrap_err();
+    assert_eq!(error.code(), codes::UNSUPPORTED_FILE_TRANSFER_PROTOCOL);
+    assert!(error.to_string().contains("targets.roots") && error.to_string().contains("ssh"), "{error}");
+    assert!(Fault::from(error).remedy.contains("file://"));
 }
 
 #[test]
@@ -157,9 +170,12 @@ fn the_documented_configuration_is_understood_and_names_every_key() {
     let text = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let config = resolve(text, &root()).unwrap();
     let bare = resolve("", &root()).unwrap();
-    // The example is the default, but for the one limit that has none.
+    // The example is the default, but for what has none.
     let limits = Limits { memory: None, ..config.limits.clone() };
-    assert_eq!(Config { limits, ..config }, bare);
+    let snapshot = SnapshotDefaults { ram_disk: None, overlay_dir: None, ..config.snapshot.clone() };
+    let restore = RightsSettings::default();
+    assert_ne!(config.restore, restore);
+    assert_eq!(Config { limits, snapshot, restore, ..config }, bare);
     for key in [
         "state_dir",
         "socket",
@@ -171,6 +187,14 @@ fn the_documented_configuration_is_understood_and_names_every_key() {
         "memory",
         "memory_time",
         "bandwidth",
+        "freeze",
+        "ram_disk",
+        "overlay_dir",
+        "after_reboot",
+        "owner",
+        "group",
+        "mode",
+        "directory_mode",
         "format",
         "level",
     ] {

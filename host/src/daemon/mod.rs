@@ -16,11 +16,14 @@
 //! new process that reads it anew can know.
 
 pub mod args;
+mod full;
 pub mod logs;
 pub mod notify;
+mod reboot;
 mod safety;
 mod waits;
 mod watch;
+mod watchdog;
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -37,11 +40,14 @@ use vmkeep_workflow::journal::StoreError;
 use vmkeep_workflow::{Engine, EventStore, Fault};
 
 use crate::api::listener::{Socket, user_name};
+use crate::api::serve::{Manners, raise_descriptors, serve};
 use crate::api::types::DaemonPhase;
 use crate::api::{App, router};
+use crate::catalogue::Catalogue;
 use crate::codes;
 use crate::config::Config;
 use crate::environment::Facts;
+use crate::heads::Sealer;
 use crate::hypervisor::Libvirt;
 use crate::site::{Host, OpenRoots, Site};
 
@@ -57,6 +63,7 @@ const LAST_TRIES: Duration = Duration::from_secs(60);
 pub async fn run(config: Config) -> Result<(), Fault> {
     logs::start(&config.log)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), state = %config.state_dir.display(), connect = %config.connect, "vmkeepd starts");
+    let manners = Manners::with(raise_descriptors());
     prepare_folders(&config)?;
     let libvirt = Libvirt::start(&config.connect).map_err(|e| {
         e.fault(codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "use the hypervisor", &config.connect)
@@ -67,38 +74,60 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         Err(fault) => return Err(set_free_and_give_up(&config, &libvirt, &world, fault).await),
     };
     let socket = Socket::bind(&config.socket).await?;
-    let roots = OpenRoots::open(&config.roots)?;
+    let roots = OpenRoots::open(&config.roots, &config.restore_dir)?;
 
     let facts = Facts::new();
     let events: Arc<dyn EventStore> = store.clone();
     let engine = Engine::new(engine::Config {
-        store: events,
-        registry: crate::site::registry(&world, store.id(), &roots, &config.restore_dir),
+        registry: crate::site::registry(&libvirt, &world, &events, &roots, &config),
+        store: events.clone(),
         clock: Arc::new(SystemClock),
-        environment: Arc::new(facts.clone()),
+        environment: Arc::new(full::Surroundings {
+            facts: facts.clone(),
+            world: world.clone(),
+            store: store.id().to_string(),
+            asked: Arc::default(),
+        }),
         limits: crate::site::limits(&config),
         on_fatal: Arc::new(die),
     });
+    let catalogue = Arc::new(Catalogue::new(events, config.roots.clone(), Arc::new(die)));
     let (phase, phases) = channel::channel(DaemonPhase::WaitingForLibvirt);
     let phase = Arc::new(phase);
     let owner = rustix::process::geteuid().as_raw();
     let site: Arc<dyn Site> =
-        Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone(), engine.clone()));
+        Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone(), engine.clone(), catalogue));
+    let freeze = config.limits.freeze;
+    let sealer = Arc::new(Sealer::new(store.clone(), &config.state_dir));
+    let sealing = tokio::spawn(sealer.clone().regularly());
+    let settings = config.clone();
     let pruning = tokio::spawn(crate::history::daily(store.clone(), site.clone(), config.history));
     let app = Arc::new(App {
         site,
         config,
         engine: engine.clone(),
         store: store.clone(),
+        sealer: sealer.clone(),
         phase: phases.clone(),
         started: Timestamp::now(),
         owner,
         owner_name: tokio::task::spawn_blocking(move || user_name(owner)).await.unwrap_or_default(),
     });
 
-    let serving = tokio::spawn(serve(socket, app, phases));
+    let stopping = async move {
+        let mut phases = phases;
+        let _ = phases.wait_for(|phase| *phase == DaemonPhase::Stopping).await;
+    };
+    let serving = tokio::spawn(serve(socket, router(app), manners, stopping));
     let low = vmkeep_steps::image::space::LowWater::default();
     let waiting = tokio::spawn(waits::watch(engine.clone(), world.clone(), low));
+    let guarding = tokio::spawn(watchdog::watch(watchdog::Watchdog {
+        libvirt: libvirt.clone(),
+        world: world.clone(),
+        store: store.id().to_string(),
+        engine: engine.clone(),
+        freeze,
+    }));
     let watching = tokio::spawn(watch::watch(watch::Watched {
         libvirt,
         world,
@@ -106,6 +135,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         engine: engine.clone(),
         facts,
         phase: phase.clone(),
+        config: settings,
     }));
     let signal = ending().await;
     tracing::info!(signal, "vmkeepd ends: jobs are taken to a safe place; a second signal ends it at once");
@@ -118,6 +148,10 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         () = engine.shutdown() => tracing::info!("every job is at a safe place"),
         signal = ending() => tracing::warn!(signal, "vmkeepd ends at once; the next start takes the jobs over"),
     }
+    // Jobs on their way to a safe place still need it.
+    guarding.abort();
+    sealing.abort();
+    sealer.sign().await;
     // Answers under way may still be read; streams end by themselves when the phase says so.
     if tokio::time::timeout(Duration::from_secs(2), serving).await.is_err() {
         tracing::debug!("a connection did not end in time");
@@ -190,16 +224,6 @@ async fn set_free_and_give_up(config: &Config, libvirt: &Libvirt, world: &World,
         tracing::error!(domain = %domain.name, "not seen to: it does not answer; start vmkeepd again once it does");
     }
     fault
-}
-
-async fn serve(socket: Socket, app: Arc<App>, mut phases: channel::Receiver<DaemonPhase>) {
-    let service = router(app).into_make_service_with_connect_info::<crate::api::listener::Peer>();
-    let stopping = async move {
-        let _ = phases.wait_for(|phase| *phase == DaemonPhase::Stopping).await;
-    };
-    if let Err(error) = axum::serve(socket, service).with_graceful_shutdown(stopping).await {
-        tracing::error!(%error, "the API ended");
-    }
 }
 
 /// Waits for a signal that asks the daemon to end, and names it.

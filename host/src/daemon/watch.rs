@@ -11,11 +11,14 @@ use vmkeep_steps::hypervisor::{DomainRef, Hypervisor};
 use vmkeep_steps::snapshot::World;
 use vmkeep_workflow::{Engine, Fault, JobId};
 
+use super::reboot;
 use super::safety::{self, Freed};
 use crate::api::types::DaemonPhase;
 use crate::codes;
+use crate::config::Config;
 use crate::environment::Facts;
-use crate::hypervisor::Libvirt;
+use crate::hypervisor::{Libvirt, this_boot};
+use crate::site::leftovers;
 
 /// How often the log is told that libvirt is still waited for.
 const STILL_WAITING: Duration = Duration::from_secs(60);
@@ -28,6 +31,7 @@ pub(super) struct Watched {
     pub(super) engine: Engine,
     pub(super) facts: Facts,
     pub(super) phase: Arc<channel::Sender<DaemonPhase>>,
+    pub(super) config: Config,
 }
 
 /// Brings the daemon up as soon as libvirt answers, and then sees to the guests at every reconnection.
@@ -61,9 +65,10 @@ pub(super) async fn watch(watched: Watched) {
 impl Watched {
     async fn bring_up(&self) {
         self.phase.send_replace(DaemonPhase::Recovering);
+        // Nothing comes before the guests.
+        let freed = self.set_free().await;
         self.learn_versions();
         self.facts.refresh(&self.libvirt, &self.engine).await;
-        let freed = self.set_free().await;
         match self.engine.recover().await {
             Ok(recovery) => {
                 tracing::info!(
@@ -82,6 +87,9 @@ impl Watched {
         for one in freed {
             record(&self.engine, one).await;
         }
+        if let Some(boot) = this_boot() {
+            reboot::start_again(&self.engine, &self.world, &boot).await;
+        }
         self.phase.send_if_modified(|phase| {
             let ready = *phase == DaemonPhase::Recovering;
             if ready {
@@ -89,17 +97,32 @@ impl Watched {
             }
             ready
         });
+        tokio::spawn(crate::retention::watch(self.engine.clone()));
+        self.reconcile();
         super::notify::tell(super::notify::READY);
         tracing::info!("vmkeepd is ready");
     }
 
     async fn reconnected(&self, generation: u64) {
         tracing::info!(generation, "libvirt is back");
+        let freed = self.set_free().await;
         self.learn_versions();
         self.facts.refresh(&self.libvirt, &self.engine).await;
-        for one in self.set_free().await {
+        for one in freed {
             record(&self.engine, one).await;
         }
+        self.reconcile();
+    }
+
+    /// Compares the journals with the world. What is a job's that goes on is settled by that job; the rest is told.
+    fn reconcile(&self) {
+        let (libvirt, engine, config) = (self.libvirt.clone(), self.engine.clone(), self.config.clone());
+        tokio::spawn(async move {
+            match leftovers::around(&libvirt, engine.store(), &config).await {
+                Ok(found) => leftovers::tell(&found),
+                Err(fault) => tracing::warn!(%fault, "what jobs have left is not known"),
+            }
+        });
     }
 
     /// Asked for beforehand, because the first question may take libvirt seconds, and a job's plan needs the answer.
@@ -155,9 +178,18 @@ fn not_free(domain: &DomainRef) -> Fault {
     )
 }
 
+/// Into the journal of the job that held the guest; where that takes nothing any more, into the host's own.
 async fn record(engine: &Engine, one: Freed) {
-    let Some(job) = one.job.as_deref().and_then(|job| job.parse::<JobId>().ok()) else { return };
-    if let Err(fault) = engine.intervened(job, one.act, one.outcome).await {
-        tracing::warn!(%job, %fault, "what was done for the guest could not be written into its job's journal");
+    let job = one.job.as_deref().and_then(|job| job.parse::<JobId>().ok());
+    if let Some(job) = job
+        && engine.intervened(job, one.act.clone(), one.outcome.clone()).await.is_ok()
+    {
+        return;
+    }
+    let store = &**engine.store();
+    let told =
+        crate::guests::intervened(store, &one.domain, one.job.as_deref(), &one.act, &one.outcome).await;
+    if let Err(error) = told {
+        tracing::warn!(domain = %one.domain.name, %error, "what was done for the guest could not be written down");
     }
 }

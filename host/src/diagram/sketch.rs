@@ -9,10 +9,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use vmkeep_steps::deletion::options::Chosen;
+use vmkeep_steps::deletion::workflow::{DELETE, PRUNE};
+use vmkeep_steps::deletion::{DeleteOptions, Deletion, PruneOptions, Users};
 use vmkeep_steps::hypervisor::{
     Backing, Commit, Control, Definition, Devices, DiskChange, DiskDef, DiskDevice, DiskSource, DomainId,
     DomainJob, DomainRef, FileId, FreezeState, HvError, HvResult, Hypervisor, Image, Layer, Marker,
-    NewIdentity, Observation, OverlaySpec, Qemu, QemuDisk, RunState, Space, Storage, Take, Target, Trouble,
+    NewIdentity, Observation, OverlaySpec, OwnFolders, Qemu, QemuDisk, RunState, Space, Storage, Take,
+    Target, Trouble,
 };
 use vmkeep_steps::image::copy::Identity;
 use vmkeep_steps::image::qcow2::Format;
@@ -23,12 +27,19 @@ use vmkeep_steps::inplace::{self, InPlaceOptions, InPlaceSettings, Kept, Rest, R
 use vmkeep_steps::manifest::{
     self, BackupId, Consistency, Disk, FileEntry, Manifest, Memory, Role, SavedMemory,
 };
+use vmkeep_steps::reconcile::Sweep;
+use vmkeep_steps::reconcile::sweep::Jobs;
+use vmkeep_steps::reconcile::workflow::{Repair, RepairOptions};
 use vmkeep_steps::restore::{Restore, RestoreOptions, RestoreSettings, Then};
+use vmkeep_steps::save::AfterReboot;
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::{Places, World};
-use vmkeep_steps::workflows::snapshot::{self as live, MemoryOptions, Settings, Snapshot, SnapshotOptions};
+use vmkeep_steps::workflows::snapshot::{
+    self as live, MemoryOptions, Phase, SaveOptions, Settings, Snapshot, SnapshotOptions, Waits,
+};
 use vmkeep_workflow::{
-    Actor, Fault, IfBusy, JobId, JobRequest, Plan, PlanContext, Subject, Workflow, WorkflowName,
+    Actor, Fault, IfBusy, JobId, JobRequest, JobStatus, JobSummary, Plan, PlanContext, Registry, Seq,
+    Subject, Workflow, WorkflowName,
 };
 
 use crate::codes;
@@ -60,6 +71,7 @@ impl Scene {
         let folder = std::env::temp_dir().join(format!("vmkeep-diagram-{}", Uuid::new_v4().simple()));
         let made = || {
             std::fs::create_dir_all(folder.join("root/backup"))?;
+            std::fs::create_dir_all(folder.join("root/older"))?;
             std::fs::create_dir_all(folder.join("kept"))?;
             for name in ["vda.raw", "vdb.raw", "kept/vda.raw", "kept/vdb.raw"] {
                 std::fs::File::create(folder.join(name))?.set_len(2 * GIB)?;
@@ -67,7 +79,8 @@ impl Scene {
             Ok::<_, std::io::Error>(())
         };
         made().map_err(|e| fault(&e))?;
-        backup(&folder.join("root"))?;
+        backup(&folder.join("root"), "backup", 7)?;
+        backup(&folder.join("root"), "older", 6)?;
         let guest = Arc::new(Guest { folder: folder.clone() });
         Ok(Self { folder, job: JobId::from(Uuid::from_u128(0x1234_5678_9abc)), guest })
     }
@@ -89,10 +102,19 @@ impl Scene {
             disks: Vec::new(),
             bandwidth: 0,
             merge_bandwidth: 0,
+            save: None,
+            after_reboot: AfterReboot::default(),
             waits: None,
+            keep: None,
         };
         let with_memory = self.plan(&snapshot, live::NAME, &options(Some(MemoryOptions::default()))).await?;
         let disks_only = self.plan(&snapshot, live::NAME, &options(None)).await?;
+        let saving = SnapshotOptions {
+            save: Some(SaveOptions::default()),
+            waits: Some(Waits { before: vec![Phase::Retain, Phase::Merge], limit_ms: 1_800_000 }),
+            ..options(None)
+        };
+        let saving = self.plan(&snapshot, live::NAME, &saving).await?;
         let verify = crate::verify::Options {
             backup: "ID".to_owned(),
             folder: self.folder.join("root"),
@@ -101,6 +123,35 @@ impl Scene {
             bandwidth: 0,
         };
         let verify = self.plan(&crate::verify::Verify, crate::verify::NAME, &verify).await?;
+        let delete = DeleteOptions {
+            backups: [("backup", 7), ("older", 6)]
+                .map(|(name, id)| Chosen {
+                    backup: BackupId(Uuid::from_u128(id)),
+                    folder: self.folder.join("root").join(name),
+                })
+                .into(),
+            last_copy: true,
+        };
+        let prune = PruneOptions { keep: 1, successor: None, bandwidth: 0 };
+        let registry = Deletion::new(places.clone(), Arc::new(Nobody)).register(Registry::new());
+        let recipe = |name: &'static str| {
+            registry
+                .find_workflow(&WorkflowName::from(name))
+                .ok_or_else(|| fault(&"there is no such workflow"))
+        };
+        let delete = self.plan(&*recipe(DELETE)?, DELETE, &delete).await?;
+        let prune = self.plan(&*recipe(PRUNE)?, PRUNE, &prune).await?;
+        let leftovers = [
+            Sweep::Free,
+            Sweep::Unmark,
+            Sweep::Overlay { path: "/images/OVERLAY".into(), id: FileId { dev: 1, ino: 1 } },
+            Sweep::Folder("/backups/UNPUBLISHED".into()),
+        ];
+        let repair = RepairOptions {
+            leftovers: leftovers.map(|sweep| (JobId::from(Uuid::from_u128(9)), sweep)).into(),
+        };
+        let recipe = Repair::new(self.world(), places.clone(), Arc::new(Over), "store".to_owned());
+        let repair = self.plan(&recipe, vmkeep_steps::reconcile::workflow::NAME, &repair).await?;
         let restore = Restore::new(self.world(), places, RestoreSettings::default());
         let options = |cold: bool, then: Then| RestoreOptions {
             backup: self.folder.join("root/backup"),
@@ -112,6 +163,7 @@ impl Scene {
             cold,
             then,
             connect: false,
+            autostart: false,
             bandwidth: 0,
         };
         let name = vmkeep_steps::restore::workflow::NAME;
@@ -136,11 +188,15 @@ impl Scene {
         Ok(vec![
             ("snapshot", with_memory),
             ("snapshot-disk-only", disks_only),
+            ("snapshot-save", saving),
             ("restore", warm),
             ("restore-cold", cold),
             ("restore-in-place", in_place),
             ("restore-undo", undo),
             ("verify", verify),
+            ("delete", delete),
+            ("prune", prune),
+            ("repair", repair),
         ])
     }
 
@@ -174,6 +230,8 @@ impl Scene {
             memory: false,
             managed_save: false,
             checkpoints: Vec::new(),
+            variables: None,
+            tpm: None,
         };
         let record = serde_json::to_vec(&record).map_err(|e| fault(&e))?;
         let written = std::fs::create_dir_all(&kept)
@@ -202,7 +260,7 @@ impl Scene {
             subject,
             options: serde_json::to_value(options).map_err(|e| fault(&e))?,
             key: None,
-            by: Actor::default(),
+            by: Actor { who: String::new(), why: Some(String::new()) },
             if_busy: IfBusy::Refuse,
             limits: Vec::new(),
             retry_of: None,
@@ -232,10 +290,46 @@ impl Scene {
     }
 }
 
-/// A backup that holds nothing, in the folder `backup` below a root.
-fn backup(root: &Path) -> Result<(), Fault> {
+/// Nobody needs a backup.
+struct Nobody;
+
+#[async_trait]
+impl Users for Nobody {
+    async fn of(&self, _: &Path, _: BackupId) -> Result<Option<String>, Fault> {
+        Ok(None)
+    }
+}
+
+/// One job, which was given up.
+struct Over;
+
+#[async_trait]
+impl Jobs for Over {
+    async fn all(&self) -> Result<Vec<JobSummary>, Fault> {
+        let now = Timestamp::UNIX_EPOCH;
+        Ok(vec![JobSummary {
+            job: JobId::from(Uuid::from_u128(9)),
+            workflow: WorkflowName::from(live::NAME),
+            subject: Subject { id: guest().id.to_string(), label: guest().name },
+            title: String::new(),
+            status: JobStatus::Abandoned,
+            by: Actor { who: "vmkeep".to_owned(), why: None },
+            requested: now,
+            updated: now,
+            ended: Some(now),
+            seq: Seq(9),
+            steps: 0,
+            steps_done: 0,
+            fault: None,
+            items: Vec::new(),
+        }])
+    }
+}
+
+/// A backup that holds nothing, in a folder below a root; one with a higher id is newer.
+fn backup(root: &Path, name: &str, id: u8) -> Result<(), Fault> {
     let roots = Roots::open([root]).map_err(|e| fault(&e))?;
-    let folder = roots.open_folder(&root.join("backup")).map_err(|e| fault(&e))?;
+    let folder = roots.open_folder(&root.join(name)).map_err(|e| fault(&e))?;
     let mut files = Vec::new();
     let mut file = |name: &str, role: Role, bytes: &[u8]| {
         std::fs::write(folder.path().join(name), bytes).map_err(|e| fault(&e))?;
@@ -251,6 +345,7 @@ fn backup(root: &Path) -> Result<(), Fault> {
             virtual_size: image.then_some(bytes.len() as u64),
             backing: None,
             source: None,
+            rights: None,
             unknown: BTreeMap::new(),
         });
         Ok::<_, Fault>(name)
@@ -269,10 +364,10 @@ fn backup(root: &Path) -> Result<(), Fault> {
         format: manifest::FORMAT.to_owned(),
         version: manifest::VERSION,
         min_reader: manifest::MIN_READER,
-        backup: BackupId(Uuid::from_u128(7)),
-        job: Uuid::from_u128(7),
+        backup: BackupId(Uuid::from_u128(id.into())),
+        job: Uuid::from_u128(id.into()),
         tool: "vmkeep".to_owned(),
-        point_in_time: Timestamp::UNIX_EPOCH,
+        point_in_time: Timestamp::from_second(id.into()).unwrap_or_default(),
         finished: Timestamp::UNIX_EPOCH,
         domain: manifest::Domain {
             uuid: guest().id.0,
@@ -290,8 +385,12 @@ fn backup(root: &Path) -> Result<(), Fault> {
             file: memory,
             version: 2,
             compression: "raw".to_owned(),
+            downtime_ms: None,
             unknown: BTreeMap::new(),
         }),
+        nvram: None,
+        tpm: None,
+        autostart: None,
         left_out: Vec::new(),
         files,
         warnings: Vec::new(),
@@ -352,6 +451,9 @@ impl Hypervisor for Guest {
     async fn environment(&self) -> HvResult<BTreeMap<String, String>> {
         Ok(BTreeMap::new())
     }
+    async fn own_folders(&self) -> HvResult<OwnFolders> {
+        refused()
+    }
     async fn domains(&self) -> HvResult<Vec<DomainRef>> {
         Ok(vec![guest()])
     }
@@ -378,6 +480,9 @@ impl Hypervisor for Guest {
             marker: None,
             persistent_marker: None,
             managed_save: false,
+            autostart: false,
+            saved: None,
+            crashed: false,
             snapshots: Vec::new(),
             checkpoints: Vec::new(),
         })
@@ -464,6 +569,9 @@ impl Hypervisor for Guest {
         refused()
     }
     async fn start_from_memory(&self, _: &Path, _: &str, _: bool) -> HvResult<()> {
+        refused()
+    }
+    async fn set_autostart(&self, _: &DomainId, _: bool) -> HvResult<()> {
         refused()
     }
     async fn destroy(&self, _: &DomainId) -> HvResult<()> {

@@ -1,13 +1,16 @@
 //! Definitions as the steps see them, and as they are rewritten for another domain.
 
+use std::path::PathBuf;
+
 use uuid::Uuid;
 use vmkeep_libvirt::xml::{
     self, BackingEdit, CharRole, DomainXml, Element, LinkState, MirrorReady, Node, SourceKind, XmlError,
 };
 use vmkeep_steps::hypervisor::{
     Backing, Definition, Devices, DiskDef, DiskDevice, DiskSource, HvError, HvResult, Layer,
-    MARKER_NAMESPACE, Mirror, NewIdentity, Target, Trouble,
+    MARKER_NAMESPACE, Mirror, NewIdentity, NvramDef, Target, TpmDef, TpmKind, Trouble,
 };
+use vmkeep_steps::image::device;
 use vmkeep_steps::image::name::encode;
 
 use super::reach;
@@ -32,14 +35,14 @@ pub fn read(text: &str) -> HvResult<Definition> {
 pub(super) fn of(xml: &DomainXml, text: &str) -> HvResult<Definition> {
     Ok(Definition {
         xml: text.to_owned(),
-        bare: bare(xml),
+        bare: bare(xml).map_err(|e| broken(&e))?,
         disks: xml.disks().iter().map(disk).collect(),
         devices: devices(xml).map_err(|e| broken(&e))?,
     })
 }
 
 /// See [`Definition::bare`]. White space between elements does not count: libvirt indents anew.
-fn bare(xml: &DomainXml) -> String {
+fn bare(xml: &DomainXml) -> Result<String, XmlError> {
     let mut xml = xml.clone();
     xml.remove_metadata(MARKER_NAMESPACE);
     // libvirt leaves an empty element behind where the marker was: that says as little as none.
@@ -48,8 +51,11 @@ fn bare(xml: &DomainXml) -> String {
     }
     if let Some(devices) = xml.root_mut().child_mut("devices") {
         for disk in devices.elements_mut() {
-            if disk.name() != "disk" || disk.attr("type") != Some("file") {
-                continue;
+            match disk.attr("type") {
+                Some("file") if disk.name() == "disk" => {}
+                // On its overlay it is one on a file.
+                Some("block") if disk.name() == "disk" => disk.set_attr("type", "file")?,
+                _ => continue,
             }
             for name in ["source", "backingStore", "mirror"] {
                 disk.remove_named(name);
@@ -61,7 +67,7 @@ fn bare(xml: &DomainXml) -> String {
     }
     let mut root = xml.root().clone();
     root.walk_mut(&mut |element: &mut Element| drop_blanks(element));
-    blake3::hash(root.to_string().as_bytes()).to_hex().to_string()
+    Ok(blake3::hash(root.to_string().as_bytes()).to_hex().to_string())
 }
 
 fn drop_blanks(element: &mut Element) {
@@ -86,7 +92,8 @@ fn disk(disk: &xml::Disk) -> DiskDef {
         read_only: disk.readonly,
         shareable: disk.shareable,
         transient: disk.transient,
-        encrypted: disk.source.encrypted,
+        // An overlay could be put on an image that stands on an encrypted one, but not without naming the secret again.
+        encrypted: disk.layers().iter().any(|(source, _)| source.encrypted),
         mirror: disk.mirror.as_ref().map(|mirror| match mirror.ready {
             MirrorReady::Yes => Mirror::Ready,
             MirrorReady::Pivot => Mirror::Pivoting,
@@ -99,8 +106,10 @@ fn disk(disk: &xml::Disk) -> DiskDef {
 fn source(source: &xml::DiskSource) -> DiskSource {
     let path = source.path.clone();
     match (&source.kind, path) {
-        (SourceKind::File, Some(path)) if source.sliced => DiskSource::Other(format!("a part of {path}")),
-        (SourceKind::File, Some(path)) if source.data_file.is_some() => {
+        (SourceKind::File | SourceKind::Block, Some(path)) if source.sliced => {
+            DiskSource::Other(format!("a part of {path}"))
+        }
+        (SourceKind::File | SourceKind::Block, Some(path)) if source.data_file.is_some() => {
             DiskSource::Other(format!("{path}, whose data lie in another file"))
         }
         (SourceKind::File, Some(path)) => DiskSource::File(path.into()),
@@ -142,9 +151,9 @@ fn backing(backing: &xml::Backing) -> Backing {
 fn devices(xml: &DomainXml) -> Result<Devices, XmlError> {
     let os = xml.os();
     let variables = os.as_ref().and_then(|os| match (&os.nvram, os.firmware.as_deref()) {
-        (Some(nvram), _) => Some(nvram.path.clone().unwrap_or_else(|| "UEFI variables".to_owned())),
+        (Some(nvram), _) => Some(nvram_of(nvram)),
         // libvirt makes the file at the first start without naming it before.
-        (None, Some("efi")) => Some("UEFI variables".to_owned()),
+        (None, Some("efi")) => Some(NvramDef { format: "raw".to_owned(), ..NvramDef::default() }),
         (None, _) => None,
     });
     let mut unsaveable = Vec::new();
@@ -170,11 +179,33 @@ fn devices(xml: &DomainXml) -> Result<Devices, XmlError> {
         machine: os.as_ref().and_then(|os| os.machine.clone()),
         arch: os.as_ref().and_then(|os| os.arch.clone()),
         nvram: variables,
-        tpm: !xml.tpms().is_empty(),
+        tpm: xml.tpms().first().map(tpm_of),
         agent: xml.has_agent_channel(),
+        network_cards: xml.interfaces().len(),
         unsaveable,
         reaches: reach::of(xml),
     })
+}
+
+fn nvram_of(nvram: &xml::Nvram) -> NvramDef {
+    let kind = nvram.kind.as_deref().unwrap_or("file");
+    NvramDef {
+        file: nvram.path.as_ref().filter(|_| kind == "file").map(PathBuf::from),
+        format: nvram.format.clone().unwrap_or_else(|| "raw".to_owned()),
+        template: nvram.template.as_ref().map(PathBuf::from),
+        elsewhere: (kind != "file").then(|| format!("{kind} {}", nvram.path.clone().unwrap_or_default())),
+    }
+}
+
+fn tpm_of(tpm: &xml::Tpm) -> TpmDef {
+    TpmDef {
+        kind: match tpm.backend.as_deref() {
+            Some("emulator") => TpmKind::Emulator,
+            other => TpmKind::Other(other.unwrap_or("unknown").to_owned()),
+        },
+        version: tpm.version.clone(),
+        encrypted: tpm.encrypted,
+    }
 }
 
 /// See [`vmkeep_steps::hypervisor::Hypervisor::rewrite_definition`].
@@ -195,10 +226,16 @@ fn rewrite_tree(xml: &mut DomainXml, identity: &NewIdentity) -> Result<(), XmlEr
     xml.set_name(&identity.name)?;
     xml.set_uuid(identity.id.0)?;
     if identity.same {
+        // Its variables change with its disks, or stay.
+        if identity.nvram.is_some() {
+            own_variables(xml, identity.nvram.as_deref())?;
+        }
         return identity.disks.iter().try_for_each(|(target, layer)| point(xml, target, layer));
     }
     xml.set_genid(derived("genid", &identity.id.0))?;
-    for target in &identity.without {
+    let there: Vec<String> = xml.disks().into_iter().map(|disk| disk.target).collect();
+    // The definition in a memory image may lack a disk that the persistent one has.
+    for target in identity.without.iter().filter(|target| there.contains(&target.0)) {
         xml.remove_disk(&target.0)?;
     }
     for (target, layer) in &identity.disks {
@@ -210,14 +247,36 @@ fn rewrite_tree(xml: &mut DomainXml, identity: &NewIdentity) -> Result<(), XmlEr
     if identity.links_down {
         xml.set_links(LinkState::Down)?;
     }
+    own_variables(xml, identity.nvram.as_deref())?;
     separate_char_devices(xml, &identity.name)?;
     separate_displays(xml)
+}
+
+/// The copy never shares a file of variables with its original, which QEMU would not even notice.
+fn own_variables(xml: &mut DomainXml, file: Option<&std::path::Path>) -> Result<(), XmlError> {
+    let Some(file) = file else {
+        xml.set_nvram(None)?;
+        return Ok(());
+    };
+    let file = file.to_str().ok_or_else(|| XmlError::Missing("a path in UTF-8".to_owned()))?;
+    if !xml.set_nvram(Some(file))? {
+        // libvirt chose the firmware, and the file with it.
+        let os = xml.root_mut().child_mut("os").ok_or_else(|| XmlError::Missing("<os>".to_owned()))?;
+        let mut nvram = Element::new("nvram")?;
+        nvram.set_text(file)?;
+        os.children.push(Node::Element(nvram));
+    }
+    Ok(())
 }
 
 /// Lets a disk use another file, with the chain below read from that file itself.
 pub(super) fn point(xml: &mut DomainXml, target: &Target, layer: &Layer) -> Result<(), XmlError> {
     let path = layer.path.to_str().ok_or_else(|| XmlError::Missing("a path in UTF-8".to_owned()))?;
-    xml.set_disk_file(&target.0, path, &layer.format)?;
+    if device::at(&layer.path) {
+        xml.set_disk_device(&target.0, path, &layer.format)?;
+    } else {
+        xml.set_disk_file(&target.0, path, &layer.format)?;
+    }
     xml.set_disk_backing(&target.0, &BackingEdit::Drop)
 }
 

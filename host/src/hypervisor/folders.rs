@@ -1,4 +1,4 @@
-//! Where libvirt keeps its persistent definitions, and making that folder durable.
+//! Where libvirt keeps its persistent definitions and what no definition names, and making definitions durable.
 //!
 //! libvirt writes a definition aside, fsyncs it and renames it, but never fsyncs the folder: after a power cut the old
 //! definition may be back. Which folder it is depends on the daemon: the system's is fixed, a session's depends on the
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use vmkeep_libvirt::uri::Scope;
 use vmkeep_libvirt::{LocalUri, Status};
-use vmkeep_steps::hypervisor::{HvError, HvResult, Trouble};
+use vmkeep_steps::hypervisor::{HvError, HvResult, OwnFolders, Trouble};
 
 use super::Libvirt;
 
@@ -25,12 +25,48 @@ impl Libvirt {
         };
         let done = tokio::task::spawn_blocking(move || {
             let folder = definitions(&uri, daemon)?;
-            std::fs::File::open(&folder).and_then(|dir| dir.sync_all()).map_err(|e| {
-                HvError::new(Trouble::Io, format!("{} could not be made durable: {e}", folder.display()))
-            })
+            let sync = |folder: &Path| {
+                std::fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(|e| {
+                    HvError::new(Trouble::Io, format!("{} could not be made durable: {e}", folder.display()))
+                })
+            };
+            // Links to the definitions of what starts with the host; made with the first of them.
+            let autostart = folder.join("autostart");
+            if autostart.is_dir() {
+                sync(&autostart)?;
+            }
+            sync(&folder)
         });
         done.await.unwrap_or_else(|e| Err(HvError::new(Trouble::Io, e.to_string())))
     }
+
+    pub(super) async fn folders_of_libvirt(&self) -> HvResult<OwnFolders> {
+        let uri = self.client.uri().clone();
+        let daemon = match self.client.status() {
+            Status::Connected { instance, .. } => instance.map(|daemon| daemon.process.pid),
+            Status::Disconnected { .. } => None,
+        };
+        let found = tokio::task::spawn_blocking(move || own_folders(&uri, daemon));
+        found.await.unwrap_or_else(|e| Err(HvError::new(Trouble::Io, e.to_string())))
+    }
+}
+
+/// The system's are fixed; a session's lie beside its definitions.
+fn own_folders(uri: &LocalUri, daemon: Option<u32>) -> HvResult<OwnFolders> {
+    let system = match uri.scope() {
+        Scope::System => true,
+        Scope::Session => rustix::process::geteuid().is_root(),
+        Scope::Embed | Scope::Other(_) => {
+            let text = "where this driver keeps firmware variables and TPM state is not known";
+            return Err(HvError::new(Trouble::Unsupported, text));
+        }
+    };
+    if system {
+        let of = |name: &str| Path::new("/var/lib/libvirt").join(name);
+        return Ok(OwnFolders { nvram: of("qemu/nvram"), tpm: of("swtpm"), save: of("qemu/save") });
+    }
+    let base = definitions(uri, daemon)?;
+    Ok(OwnFolders { nvram: base.join("nvram"), tpm: base.join("swtpm"), save: base.join("save") })
 }
 
 /// The folder of the persistent definitions.

@@ -14,6 +14,7 @@ use vmkeep_libvirt::xml::DomainXml;
 use vmkeep_steps::hypervisor::{
     BlockJob, BlockJobKind, Commit, DomainId, HvError, HvResult, Layer, Qemu, QemuDisk, Target, Trouble,
 };
+use vmkeep_steps::image::device;
 
 use super::{Libvirt, calls, definition};
 
@@ -54,7 +55,7 @@ impl Libvirt {
     }
 
     /// Asks QEMU's monitor.
-    async fn ask_monitor(&self, domain: &DomainId, command: &'static str) -> HvResult<Value> {
+    pub(super) async fn ask_monitor(&self, domain: &DomainId, command: &'static str) -> HvResult<Value> {
         let text = self
             .look_at(domain, command, move |d| d.qmp_raw(&json!({ "execute": command }).to_string()))
             .await?;
@@ -197,7 +198,9 @@ fn nodes(
     let Ok(live) = DomainXml::parse(&live) else { return Ok(None) };
     let Some(disk) = graph.disk(&live, &target.0) else { return Ok(None) };
     let [top, below, ..] = disk.chain.as_slice() else { return Ok(None) };
-    let is = |image: &q::ImageNode, path: &Path| image.file.as_deref().map(Path::new) == Some(path);
+    let is = |image: &q::ImageNode, path: &Path| {
+        image.file.as_deref().is_some_and(|file| device::same(Path::new(file), path))
+    };
     if !is(top, overlay) || !is(below, base) {
         return Ok(None);
     }
@@ -205,7 +208,7 @@ fn nodes(
 }
 
 /// The nodes that have a file open, those above first, which is the order in which they can be deleted.
-fn nodes_of(all: &Value, file: &Path) -> Vec<String> {
+pub(super) fn nodes_of(all: &Value, file: &Path) -> Vec<String> {
     let mut found: Vec<(bool, String)> = all
         .as_array()
         .into_iter()

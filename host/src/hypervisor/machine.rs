@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vmkeep_libvirt::flags::{
-    CheckpointCreateFlags, CheckpointDeleteFlags, CheckpointListFlags, CheckpointXmlFlags, SaveFlags,
-    ShutdownFlags, XmlFlags,
+    CheckpointCreateFlags, CheckpointDeleteFlags, CheckpointListFlags, CheckpointXmlFlags, ShutdownFlags,
+    XmlFlags,
 };
 use vmkeep_libvirt::uri::Scope;
 use vmkeep_libvirt::xml::DomainXml;
@@ -35,8 +35,7 @@ impl Libvirt {
     }
 
     pub(super) async fn save_to(&self, domain: &DomainId, path: &Path) -> HvResult<()> {
-        let text = definition::path_text(path)?.to_owned();
-        self.change_patiently(domain, "save", move |d| d.save(&text, None, SaveFlags::NONE)).await?;
+        self.save_guest(domain, path).await?;
         changes::seal(path.to_owned()).await
     }
 
@@ -46,7 +45,7 @@ impl Libvirt {
     }
 
     /// Where libvirt keeps the managed save image of a domain of that name.
-    fn managed_save_path(&self, name: &str) -> HvResult<PathBuf> {
+    pub(super) fn managed_save_path(&self, name: &str) -> HvResult<PathBuf> {
         let uri = self.client.uri();
         let folder = match uri.scope() {
             Scope::System => PathBuf::from("/var/lib/libvirt/qemu/save"),

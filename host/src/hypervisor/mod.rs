@@ -21,6 +21,7 @@ mod marker;
 mod observe;
 mod reach;
 mod restored;
+mod saving;
 mod stragglers;
 mod trouble;
 mod versions;
@@ -38,8 +39,9 @@ use vmkeep_libvirt::flags::{
 use vmkeep_libvirt::xml::DomainXml;
 use vmkeep_libvirt::{Client, ClientOptions, Status};
 use vmkeep_steps::hypervisor::{
-    Commit, Control, Definition, DiskChange, DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult,
-    Hypervisor, MARKER_NAMESPACE, Marker, NewIdentity, Observation, Qemu, RunState, Take, Trouble,
+    Bitmap, Commit, Control, Definition, DiskChange, DomainId, DomainJob, DomainRef, FreezeState, HvError,
+    HvResult, Hypervisor, Layer, MARKER_NAMESPACE, Marker, NewIdentity, Observation, OwnFolders, Qemu,
+    RunState, Standstills, Take, Target, Trouble,
 };
 
 pub use definition::read as read_definition;
@@ -51,6 +53,7 @@ pub struct Libvirt {
     client: Client,
     began: Arc<Began>,
     turns: calls::Turns,
+    standstills: Standstills,
     versions: versions::Versions,
 }
 
@@ -74,6 +77,7 @@ impl Libvirt {
             client,
             began: Arc::new(Began { at: Instant::now(), tick }),
             turns: calls::Turns::default(),
+            standstills: Standstills::default(),
             versions: versions::Versions::default(),
         })
     }
@@ -115,12 +119,26 @@ impl Libvirt {
     }
 }
 
+/// Which boot of the host this is. A test can say that there has been another.
+#[must_use]
+pub(crate) fn this_boot() -> Option<String> {
+    #[cfg(feature = "crash-points")]
+    if let Ok(boot) = std::env::var("VMKEEP_TEST_BOOT") {
+        return Some(boot);
+    }
+    vmkeep_libvirt::instance::boot_id().ok()
+}
+
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn environment(&self) -> HvResult<BTreeMap<String, String>> {
         self.reachable()?;
         self.ask_versions().await?;
         Ok(self.instances())
+    }
+
+    async fn own_folders(&self) -> HvResult<OwnFolders> {
+        self.folders_of_libvirt().await
     }
 
     async fn domains(&self) -> HvResult<Vec<DomainRef>> {
@@ -142,7 +160,11 @@ impl Hypervisor for Libvirt {
     }
 
     async fn observe(&self, domain: &DomainId) -> HvResult<Observation> {
-        self.observe_all(domain).await
+        self.observe_all(domain, true).await
+    }
+
+    async fn observe_from_outside(&self, domain: &DomainId) -> HvResult<Observation> {
+        self.observe_all(domain, false).await
     }
 
     async fn marker(&self, domain: &DomainId) -> HvResult<Option<Marker>> {
@@ -197,11 +219,7 @@ impl Hypervisor for Libvirt {
 
     async fn set_marker(&self, domain: &DomainId, marker: &Marker) -> HvResult<()> {
         let xml = marker::write(marker).map_err(|e| definition::broken(&e))?;
-        self.change(domain, "set the marker", move |d| {
-            let impact = ImpactFlags::CONFIG.with(ImpactFlags::LIVE, d.is_active()?);
-            d.set_metadata(MARKER_NAMESPACE, marker::PREFIX, Some(&xml), impact)
-        })
-        .await?;
+        self.change(domain, "set the marker", move |d| marker::set_everywhere(d, &xml)).await?;
         self.sync_folders().await
     }
 
@@ -214,15 +232,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn clear_marker(&self, domain: &DomainId) -> HvResult<()> {
-        self.change(domain, "remove the marker", |d| {
-            let live = d.is_active()?;
-            let kept = d.is_persistent()?;
-            let impact = ImpactFlags::NONE.with(ImpactFlags::CONFIG, kept).with(ImpactFlags::LIVE, live);
-            let there = |impact: ImpactFlags| Ok(d.metadata(MARKER_NAMESPACE, impact)?.is_some());
-            let found = (kept && there(ImpactFlags::CONFIG)?) || (live && there(ImpactFlags::LIVE)?);
-            if found { d.set_metadata(MARKER_NAMESPACE, marker::PREFIX, None, impact) } else { Ok(()) }
-        })
-        .await?;
+        self.change(domain, "remove the marker", marker::clear_everywhere).await?;
         self.sync_folders().await
     }
 
@@ -230,8 +240,28 @@ impl Hypervisor for Libvirt {
         self.take_snapshot(domain, take.clone()).await
     }
 
+    async fn save(&self, domain: &DomainId, file: &Path) -> HvResult<()> {
+        self.save_guest(domain, file).await
+    }
+
+    async fn note(&self, domain: &DomainId, marker: &Marker) -> HvResult<()> {
+        self.note_durably(domain, marker).await
+    }
+
+    fn reloaded_definition(&self, xml: &str, disks: &[(Target, Layer)], marker: &Marker) -> HvResult<String> {
+        saving::reloaded(xml, disks, marker)
+    }
+
+    async fn bitmaps(&self, domain: &DomainId, image: &Path) -> HvResult<Vec<Bitmap>> {
+        self.bitmaps_of(domain, image).await
+    }
+
     async fn suspend(&self, domain: &DomainId) -> HvResult<()> {
         self.urgent(domain, "suspend", |d| d.suspend()).await
+    }
+
+    fn standstills(&self) -> Option<&Standstills> {
+        Some(&self.standstills)
     }
 
     async fn resume(&self, domain: &DomainId) -> HvResult<()> {
@@ -285,8 +315,8 @@ impl Hypervisor for Libvirt {
                 if d.is_active()? {
                     return Ok(false);
                 }
-                // Without flags libvirt refuses as long as anything else hangs on the definition.
-                d.undefine(UndefineFlags::NONE).map(|()| true)
+                // With no more than this flag libvirt refuses as long as anything else hangs on the definition.
+                d.undefine(UndefineFlags::KEEP_NVRAM).map(|()| true)
             })
             .await;
         match removed {
@@ -317,6 +347,11 @@ impl Hypervisor for Libvirt {
 
     async fn pull_links(&self, domain: &DomainId) -> HvResult<u32> {
         self.pull_cables(domain).await
+    }
+
+    async fn set_autostart(&self, domain: &DomainId, on: bool) -> HvResult<()> {
+        self.change(domain, "set autostart", move |d| d.set_autostart(on)).await?;
+        self.sync_folders().await
     }
 
     async fn destroy(&self, domain: &DomainId) -> HvResult<()> {

@@ -8,10 +8,10 @@ use vmkeep_libvirt::xml::{Document, DomainXml};
 use vmkeep_libvirt::{Domain, DomainState, PausedReason, ProcessId, Result as LibvirtResult, StateReason};
 use vmkeep_steps::hypervisor::{
     Definition, DomainId, DomainJob, DomainRef, FreezeState, HvError, HvResult, Observation, PauseReason,
-    RunState, Trouble,
+    Qemu, RunState, Trouble,
 };
 
-use super::{Libvirt, definition, marker};
+use super::{Libvirt, calls, definition, marker};
 
 /// What libvirt says of a domain, as text.
 struct Seen {
@@ -20,6 +20,7 @@ struct Seen {
     persistent: Option<String>,
     live: Option<String>,
     managed_save: bool,
+    autostart: bool,
     snapshots: Vec<(String, String)>,
     checkpoints: Vec<String>,
     /// A QEMU that is there although libvirt says that the domain is off.
@@ -49,6 +50,8 @@ fn see(d: &Domain) -> LibvirtResult<Seen> {
         },
         live: if d.is_active()? { Some(d.xml(XmlFlags::SECURE)?) } else { None },
         managed_save: d.has_managed_save()?,
+        // Only what is persistent can start with the host.
+        autostart: d.is_persistent()? && d.autostart()?,
         snapshots: d
             .snapshots(SnapshotListFlags::NONE)?
             .iter()
@@ -127,7 +130,24 @@ impl Libvirt {
         }
     }
 
-    pub(super) async fn observe_all(&self, domain: &DomainId) -> HvResult<Observation> {
+    /// The process of a domain's QEMU and what it has open, as the kernel tells; QEMU is asked only if that may not be
+    /// looked at. (Whatever goes through its monitor libvirt notes on the domain, as tampering.)
+    async fn open_files(&self, domain: &DomainId) -> HvResult<Option<Qemu>> {
+        let look = |d: &Domain| match (d.qemu_process()?, d.qemu_open_files()?) {
+            (Some(process), Some(files)) => Ok(Some((calls::instance_name(&process), files))),
+            _ => Ok(None),
+        };
+        match self.look_at(domain, "open files", look).await {
+            Ok(None) => Ok(None),
+            Ok(Some((instance, files))) => {
+                let open = files.into_iter().filter(|file| !file.deleted).map(|file| file.path).collect();
+                Ok(Some(Qemu { instance, disks: Vec::new(), jobs: Vec::new(), open }))
+            }
+            Err(_) => self.ask_qemu(domain).await,
+        }
+    }
+
+    pub(super) async fn observe_all(&self, domain: &DomainId, ask: bool) -> HvResult<Observation> {
         let seen = self.see_surely(domain).await?;
         let parse = |text: &Option<String>| {
             text.as_deref()
@@ -145,16 +165,27 @@ impl Libvirt {
             None => persistent_marker.clone(),
         };
         // Last: whatever it says is newer than all of the above.
-        let qemu = if live.is_some() { self.ask_qemu(domain).await? } else { None };
+        let qemu = match live {
+            None => None,
+            Some(_) if ask => self.ask_qemu(domain).await?,
+            Some(_) => self.open_files(domain).await?,
+        };
+        // libvirt counts the images that it has made, or found when it began; but a start loads whatever lies there, also one
+        // that was given back.
+        let lies_there = || self.managed_save_path(&seen.name).is_ok_and(|image| image.exists());
+        let managed_save = seen.managed_save || (qemu.is_none() && lies_there());
         Ok(Observation {
-            domain: DomainRef { id: *domain, name: seen.name },
+            domain: DomainRef { id: *domain, name: seen.name.clone() },
             state: run_state(seen.state),
             persistent: persistent.map(|(definition, _)| definition),
             live: live.map(|(definition, _)| definition),
             qemu,
             marker,
             persistent_marker,
-            managed_save: seen.managed_save,
+            managed_save,
+            autostart: seen.autostart,
+            saved: seen.state.saved(),
+            crashed: seen.state.crashed(),
             snapshots: seen.snapshots.into_iter().map(|(name, xml)| (name, is_external(&xml))).collect(),
             checkpoints: seen.checkpoints,
         })

@@ -13,7 +13,7 @@
 //! waited for. The shortcut is not taken where a guest's agent is involved: its queue is a different one that libvirt
 //! does not tell about.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmkeep_libvirt::flags::{JobStatsFlags, XmlFlags};
 use vmkeep_libvirt::xml::DomainXml;
@@ -27,6 +27,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(31);
 /// How often, and how far apart, the domain must be found quiet.
 const LOOKS: u32 = 10;
 const APART: Duration = Duration::from_millis(100);
+/// A question that takes longer had to wait for the lock.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 impl Libvirt {
     pub(super) async fn find_stragglers(&self, domain: &DomainId) -> HvResult<Option<String>> {
@@ -60,29 +62,36 @@ impl Libvirt {
     /// The shortcut.
     async fn is_quiet(&self, domain: &DomainId) -> HvResult<bool> {
         let definition = self.look_at(domain, "agent", |d| d.xml(XmlFlags::NONE)).await;
-        match definition {
+        let disk = match definition {
             Ok(text) => match DomainXml::parse(&text) {
-                Ok(xml) if !xml.has_agent_channel() => {}
+                Ok(xml) if !xml.has_agent_channel() => xml.disks().into_iter().next().map(|disk| disk.target),
                 _ => return Ok(false),
             },
             // Without a domain there is no lock, and nothing that a queued call could find.
             Err(e) if e.trouble == Trouble::NoSuchDomain => return Ok(true),
             Err(e) => return Err(e),
-        }
+        };
         for look in 0..LOOKS {
             if look > 0 {
                 tokio::time::sleep(APART).await;
             }
             match self.glance(domain, "control", |d| d.control()).await {
-                Ok(Control::Idle) => {}
+                Ok(Control::Idle) => {
+                    let stats = self.look_at(domain, "job", |d| d.job_stats(JobStatsFlags::NONE)).await?;
+                    if stats.phase.is_active() {
+                        return Ok(false);
+                    }
+                }
                 Ok(_) => return Ok(false),
-                // Off: its lock cannot be looked at, so the shortcut is not open.
-                Err(e) if e.trouble == Trouble::NotRunning => return Ok(false),
+                Err(e) if e.trouble == Trouble::NotRunning => {
+                    let Some(disk) = disk.clone() else { return Ok(false) };
+                    let asked = Instant::now();
+                    let answer = self.look_at(domain, "size", move |d| d.block_info(&disk)).await;
+                    if answer.is_err() || asked.elapsed() > AT_ONCE {
+                        return Ok(false);
+                    }
+                }
                 Err(e) => return Err(e),
-            }
-            let stats = self.look_at(domain, "job", |d| d.job_stats(JobStatsFlags::NONE)).await?;
-            if stats.phase.is_active() {
-                return Ok(false);
             }
         }
         Ok(true)

@@ -65,7 +65,7 @@ impl Libvirt {
     #[must_use]
     pub fn instances(&self) -> BTreeMap<String, String> {
         let mut facts = BTreeMap::new();
-        if let Ok(boot) = vmkeep_libvirt::instance::boot_id() {
+        if let Some(boot) = super::this_boot() {
             facts.insert("boot".to_owned(), boot);
         }
         if let Status::Connected { instance: Some(daemon), .. } = self.client.status() {

@@ -1,17 +1,25 @@
 //! The domains of this host, as rows.
 
-use vmkeep_steps::hypervisor::{DiskDef, DiskSource, HvError, PauseReason, RunState};
-use vmkeep_steps::workflows::snapshot::cannot_take_part;
+use std::path::Path;
+
+use vmkeep_steps::hypervisor::{
+    DiskDef, DiskSource, HvError, NvramDef, PauseReason, RunState, TpmDef, TpmKind,
+};
+use vmkeep_steps::workflows::snapshot::{cannot_take_part, transient};
 use vmkeep_workflow::Fault;
 
 use crate::api::types::{DiskRow, DomainRow, ErrorBody};
 use crate::codes;
 use crate::hypervisor::Overview;
 
-/// A domain in one row, without what only the engine and the catalogue know.
-pub(super) fn row(seen: &Overview) -> DomainRow {
+/// A domain in one row, without what only the engine and the catalogue know. `overlays`: see [`cannot_take_part`].
+pub(super) fn row(seen: &Overview, overlays: Option<&Path>) -> DomainRow {
     let (disks, obstacle) = match &seen.definition {
-        Ok(definition) => (definition.disks.iter().map(disk).collect(), obstacle(seen)),
+        Ok(definition) => {
+            let rows: Vec<_> = definition.disks.iter().map(|one| disk(one, overlays)).collect();
+            let none = rows.iter().all(|row| row.left_out.is_some());
+            (rows, obstacle(seen, none))
+        }
         Err(error) => (Vec::new(), Some(unreadable(seen, error))),
     };
     DomainRow {
@@ -43,28 +51,30 @@ fn unreadable(seen: &Overview, error: &HvError) -> Fault {
 }
 
 /// Why a domain cannot be backed up at all, as far as its definition tells.
-fn obstacle(seen: &Overview) -> Option<Fault> {
+fn obstacle(seen: &Overview, no_disk: bool) -> Option<Fault> {
     let definition = seen.definition.as_ref().ok()?;
     let name = &seen.domain.name;
     let fault = |code, cause: String, remedy: &str| {
         Some(Fault::permanent(code, "back the domain up", name, cause).remedy(remedy))
     };
     if !seen.persistent {
-        return fault(
-            codes::DOMAIN_TRANSIENT,
-            "it has no persistent definition".to_owned(),
-            "Define it: virsh dumpxml and virsh define",
-        );
+        return Some(transient(&seen.domain));
     }
-    if definition.devices.nvram.is_some() || definition.devices.tpm {
-        let what = if definition.devices.tpm { "a TPM" } else { "UEFI variables" };
+    if let Some(TpmDef { kind: TpmKind::Other(kind), .. }) = &definition.devices.tpm {
         return fault(
             codes::FIRMWARE_STATE_UNSUPPORTED,
-            format!("it has {what}, whose state this release cannot capture"),
-            "There is no remedy in this release",
+            format!("its TPM is of the kind {kind}, whose state cannot be captured"),
+            "Back the TPM up by its own means and remove it meanwhile, or use an emulated one",
         );
     }
-    if definition.disks.iter().all(|disk| cannot_take_part(disk).is_some()) {
+    if let Some(NvramDef { elsewhere: Some(place), .. }) = &definition.devices.nvram {
+        return fault(
+            codes::FIRMWARE_STATE_UNSUPPORTED,
+            format!("its firmware variables are not in a file, but in {place}"),
+            "Move them to a file",
+        );
+    }
+    if no_disk {
         return fault(
             codes::NO_DISK_TO_BACK_UP,
             "none of its disks can take part".to_owned(),
@@ -74,7 +84,7 @@ fn obstacle(seen: &Overview) -> Option<Fault> {
     None
 }
 
-fn disk(disk: &DiskDef) -> DiskRow {
+fn disk(disk: &DiskDef, overlays: Option<&Path>) -> DiskRow {
     DiskRow {
         target: disk.target.to_string(),
         source: match &disk.source {
@@ -83,6 +93,6 @@ fn disk(disk: &DiskDef) -> DiskRow {
             DiskSource::Empty => "no medium".to_owned(),
         },
         format: disk.format.clone().unwrap_or_else(|| "raw".to_owned()),
-        left_out: cannot_take_part(disk),
+        left_out: cannot_take_part(disk, overlays),
     }
 }

@@ -33,7 +33,7 @@ fn rest(request: &RestRequest) -> Rest {
 
 /// The order for a restore in place. Its subject is the domain that the backup is of.
 pub(super) fn in_place(config: &Config, request: &InPlaceRequest, backup: &Backup) -> Result<Order, Fault> {
-    let folder: Option<PathBuf> = request.folder.as_ref().map(|folder| folder.components().collect());
+    let folder: Option<PathBuf> = request.folder.as_deref().map(super::orders::clean).transpose()?;
     let options = InPlaceOptions {
         backup: backup.path.clone(),
         outside: backup.outside,

@@ -2,24 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use uuid::Uuid;
+use jiff::Timestamp;
+use vmkeep_steps::deletion::OpenJobs;
 use vmkeep_steps::hypervisor::{DomainRef, Hypervisor, Trouble};
-use vmkeep_steps::inplace::{InPlaceSettings, KeptMachine, RestoreInPlace};
-use vmkeep_steps::restore::{Restore, RestoreSettings};
+use vmkeep_steps::image::root::TargetRoot;
+use vmkeep_steps::inplace::{InPlaceSettings, KeptMachine};
+use vmkeep_steps::reconcile::Leftover;
+use vmkeep_steps::reconcile::sweep::Journals;
+use vmkeep_steps::restore::RestoreSettings;
 use vmkeep_steps::snapshot::{Places, World};
-use vmkeep_steps::workflows::snapshot::{Settings, Snapshot};
+use vmkeep_steps::workflows::snapshot::Settings;
+use vmkeep_steps::workflows::{self, Parts};
 use vmkeep_workflow::engine::Limits;
-use vmkeep_workflow::{Engine, Fault, Registry, Subject};
+use vmkeep_workflow::journal::Record;
+use vmkeep_workflow::{Actor, Engine, EventStore, Fault, Registry, Subject};
 
 use super::backups::Backup;
-use super::{OpenRoots, Order, Site, backups, domains, exchange, orders};
+use super::{OpenRoots, Order, Site, backups, deletions, domains, exchange, leftovers, orders, patience};
 use crate::api::types::{
-    BackupDetail, BackupRow, DiscardRequest, DomainRow, ErrorBody, Finding, InPlaceRequest, KeptRow,
-    LibvirtStatus, RestoreRequest, SnapshotRequest, UndoRequest,
+    BackupDetail, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, ErrorBody, Finding,
+    ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest,
+    RestoreRequest, SnapshotRequest, UndoRequest,
 };
+use crate::catalogue::{Catalogue, Report, View};
 use crate::codes;
 use crate::config::Config;
 use crate::environment::Facts;
@@ -28,17 +37,36 @@ use crate::hypervisor::Libvirt;
 
 /// The step kinds and workflows of this release, at work on this world.
 #[must_use]
-pub fn registry(world: &World, store: Uuid, roots: &OpenRoots, restored: &Path) -> Registry {
+pub fn registry(
+    libvirt: &Libvirt,
+    world: &World,
+    store: &Arc<dyn EventStore>,
+    roots: &OpenRoots,
+    config: &Config,
+) -> Registry {
     let places = Places { roots: roots.roots.clone() };
-    let settings = Settings::new(store.to_string(), concat!("vmkeep ", env!("CARGO_PKG_VERSION")));
+    let settings = Settings {
+        overlay_dir: config.snapshot.overlay_dir.clone(),
+        ..Settings::new(store.id().to_string(), concat!("vmkeep ", env!("CARGO_PKG_VERSION")))
+    };
     let registry = Registry::new()
         .workflow(crate::verify::Verify)
         .step(crate::verify::VerifyBackup { roots: roots.roots.clone() });
-    let registry = Snapshot::new(world.clone(), places.clone(), settings).register(registry);
-    let restore = RestoreSettings::default();
-    let registry = Restore::new(world.clone(), places.clone(), restore).register(registry);
-    let settings = InPlaceSettings { store: store.to_string(), restored: restored.to_owned(), restore };
-    RestoreInPlace::new(world.clone(), places, settings).register(registry)
+    let watch_ms = u64::try_from(config.limits.watch.as_millis()).unwrap_or(u64::MAX);
+    let restore = RestoreSettings { watch_ms, rights: config.restore, ..RestoreSettings::default() };
+    let restored = config.restore_dir.clone();
+    let in_place = InPlaceSettings { store: store.id().to_string(), restored, restore };
+    let parts = Parts {
+        world: world.clone(),
+        places,
+        snapshot: settings,
+        restore,
+        in_place,
+        users: Arc::new(OpenJobs(store.clone())),
+        jobs: Arc::new(Journals(store.clone())),
+    };
+    let registry = workflows::register(registry, parts);
+    registry.around_workflows(|workflow| patience::patient(workflow, libvirt))
 }
 
 /// How many jobs may run at once: in all, and per root that they write to.
@@ -60,13 +88,34 @@ pub struct Host {
     roots: OpenRoots,
     facts: Facts,
     engine: Engine,
+    catalogue: Arc<Catalogue>,
 }
 
 impl Host {
     /// A host with that configuration, hypervisor, roots and engine.
     #[must_use]
-    pub fn new(config: Config, libvirt: Libvirt, roots: OpenRoots, facts: Facts, engine: Engine) -> Self {
-        Self { config, libvirt, roots, facts, engine }
+    pub fn new(
+        config: Config,
+        libvirt: Libvirt,
+        roots: OpenRoots,
+        facts: Facts,
+        engine: Engine,
+        catalogue: Arc<Catalogue>,
+    ) -> Self {
+        Self { config, libvirt, roots, facts, engine, catalogue }
+    }
+
+    /// The backup that somebody means, and whatever else there is.
+    async fn find_backup(&self, wanted: &str) -> Result<(Backup, View), Fault> {
+        let view = self.catalogue.view().await?;
+        let wanted = wanted.to_owned();
+        self.blocking(move |roots| Ok((backups::find(&wanted, roots, &view)?, view))).await
+    }
+
+    /// The same, if it is a backup that can be used.
+    async fn whole_backup(&self, wanted: &str) -> Result<(Backup, View), Fault> {
+        let (one, view) = self.find_backup(wanted).await?;
+        Ok((backups::whole(one)?, view))
     }
 
     /// Looks at backups where looking may block.
@@ -82,6 +131,10 @@ impl Host {
 
     /// The domain that somebody means.
     async fn find(&self, name: &str) -> Result<DomainRef, Fault> {
+        patience::patiently(&self.libvirt, || self.look_for(name)).await
+    }
+
+    async fn look_for(&self, name: &str) -> Result<DomainRef, Fault> {
         self.libvirt.find(name).await.map_err(|error| match error.trouble {
             Trouble::NoSuchDomain => Fault::permanent(
                 codes::CANNOT_FIND_MACHINE,
@@ -98,10 +151,25 @@ impl Host {
 
     /// The backup that somebody means, whose root is there.
     async fn wanted(&self, backup: &str, from: Option<&Path>) -> Result<Backup, Fault> {
-        let (backup, from) = (backup.to_owned(), from.map(Path::to_owned));
-        let one = self.blocking(move |roots| backups::wanted(&backup, from.as_deref(), roots)).await?;
+        let one = match (backup.is_empty(), from.map(crate::location::path).transpose()?) {
+            (true, Some(from)) => {
+                self.blocking(move |roots| backups::whole(backups::from_folder(&from, roots)?)).await?
+            }
+            (false, None) => self.whole_backup(backup).await?.0,
+            _ => {
+                return Err(orders::usage(
+                    "name either a backup or its folder",
+                    "Give an id, or `--from DIR`",
+                ));
+            }
+        };
         self.roots.usable(&one.path)?;
         Ok(one)
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Leftover>, Fault> {
+        let store = self.engine.store();
+        leftovers::around(&self.libvirt, store, &self.config).await
     }
 
     async fn kept_machine(&self, job: &str) -> Result<KeptMachine, Fault> {
@@ -141,16 +209,15 @@ impl Site for Host {
 
     async fn domains(&self) -> Result<Vec<DomainRow>, Fault> {
         let seen = self.libvirt.overview().await.map_err(|e| self.unreachable(e))?;
-        Ok(seen.iter().map(domains::row).collect())
+        let overlays = self.config.snapshot.overlay_dir.as_deref();
+        Ok(seen.iter().map(|seen| domains::row(seen, overlays)).collect())
     }
 
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault> {
         orders::makes_sense(request)?;
         let domain = self.find(&request.domain).await?;
         let order = orders::snapshot(&self.config, request, &domain)?;
-        if let Some(target) = request.to.as_ref().or(self.config.roots.first()) {
-            self.roots.usable(target)?;
-        }
+        self.roots.usable(&orders::target(&self.config, request.to.as_deref())?)?;
         Ok(order)
     }
 
@@ -167,7 +234,7 @@ impl Site for Host {
         let one = self.wanted(&request.backup, request.from.as_deref()).await?;
         self.roots.usable(&self.config.restore_dir)?;
         if let Some(folder) = &request.folder {
-            self.roots.usable(folder)?;
+            self.roots.usable(&orders::clean(folder)?)?;
         }
         exchange::in_place(&self.config, request, &one)
     }
@@ -186,8 +253,7 @@ impl Site for Host {
     }
 
     async fn verify(&self, backup: &str) -> Result<Order, Fault> {
-        let wanted = backup.to_owned();
-        let one = self.blocking(move |roots| backups::find(&wanted, roots)).await?;
+        let (one, _) = self.whole_backup(backup).await?;
         self.roots.usable(&one.path)?;
         let manifest = &one.stored.manifest;
         let options = crate::verify::Options {
@@ -205,35 +271,83 @@ impl Site for Host {
         })
     }
 
-    async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault> {
-        self.blocking(|roots| {
-            let (found, warnings) = backups::all(roots)?;
-            Ok((backups::rows(&found), warnings))
+    async fn backups(&self) -> Result<Backups, Fault> {
+        Ok(backups::rows(&self.catalogue.view().await?, Timestamp::now()))
+    }
+
+    async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {
+        let (one, view) = self.whole_backup(backup).await?;
+        let mut detail = backups::detail(&one, &view, Timestamp::now())?;
+        let journal = Journal::of(&self.engine, &one.stored.manifest).await;
+        self.blocking(move |_| {
+            // Its folder was found below a root, or named by hand once; it is only read.
+            let folder =
+                TargetRoot::open(&one.path).map_err(|e| backups::unreadable(&one.path, &e.into()))?;
+            let mut problems = genuine::against_definitions(folder.folder(), &one.stored);
+            problems.extend(journal.objects(&one.stored));
+            detail.notes.extend(journal.note());
+            detail.problems = problems;
+            Ok(detail)
         })
         .await
     }
 
-    async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {
-        let wanted = backup.to_owned();
-        let (one, mut detail) = self
-            .blocking(move |roots| {
-                let one = backups::find(&wanted, roots)?;
-                let (all, _) = backups::all(roots)?;
-                let ids: Vec<_> = all.iter().map(|one| one.stored.manifest.backup).collect();
-                let mut detail = backups::detail(&one, &ids)?;
-                let folder = backups::open(&one.path, roots)?;
-                detail.problems = genuine::against_definitions(&folder, &one.stored);
-                Ok((one, detail))
-            })
-            .await?;
-        let journal = Journal::of(&self.engine, &one.stored.manifest).await;
-        detail.problems.extend(journal.objects(&one.stored));
-        detail.notes.extend(journal.note());
-        Ok(detail)
+    async fn delete(&self, request: &DeleteRequest) -> Result<Vec<Order>, Fault> {
+        let mut found = Vec::new();
+        for wanted in &request.backups {
+            let (one, view) = self.find_backup(wanted).await?;
+            backups::only(wanted, &one, &view)?;
+            self.roots.usable(&one.path)?;
+            found.push(one);
+        }
+        deletions::delete(found, request.last_copy)
+    }
+
+    async fn prune(&self, request: &PruneRequest) -> Result<Vec<Order>, Fault> {
+        let view = self.catalogue.view().await?;
+        deletions::prune(&view, request.domain.as_deref(), request.keep, self.config.limits.bandwidth)
+    }
+
+    async fn protect(&self, request: &ProtectRequest, on: bool, by: Actor) -> Result<BackupRow, Fault> {
+        let (one, _) = self.whole_backup(&request.backup).await?;
+        self.roots.usable(&one.path)?;
+        let id = one.stored.manifest.backup;
+        if on && request.until.is_some_and(|until| until <= Timestamp::now()) {
+            return Err(orders::usage("the protection would have ended already", "Give an instant to come"));
+        }
+        match (request.dry_run, on) {
+            (true, _) => {}
+            (false, true) => self.catalogue.protect(&one.path, id, by, request.until).await?,
+            (false, false) => drop(self.catalogue.unprotect(&one.path, id, by).await?),
+        }
+        Ok(self.backup(&id.to_string()).await?.backup)
+    }
+
+    async fn rebuild(&self, request: &RebuildRequest, by: Actor) -> Result<Report, Fault> {
+        let from = request.from.as_deref().map(crate::location::path).transpose()?;
+        self.catalogue.rebuild(from, request.dry_run, by).await
+    }
+
+    async fn forget(&self, request: &ForgetRequest, by: Actor) -> Result<(), Fault> {
+        let id = backups::lost(&request.backup, &self.catalogue.view().await?)?;
+        self.catalogue.forget(id, request.dry_run, by).await
+    }
+
+    async fn catalogue(&self) -> Result<Vec<Record>, Fault> {
+        self.catalogue.history().await
     }
 
     async fn doctor(&self) -> Vec<Finding> {
-        crate::doctor::examine(&self.config).await
+        let mut findings = crate::doctor::examine(&self.config).await;
+        findings.extend(match self.leftovers().await {
+            Ok(found) => leftovers::findings(&found),
+            Err(fault) => vec![leftovers::unknown(&fault)],
+        });
+        findings
+    }
+
+    async fn repair(&self) -> Result<Vec<Order>, Fault> {
+        leftovers::orders(&self.leftovers().await?)
     }
 
     async fn before_job(&self, engine: &Engine) {

@@ -3,23 +3,29 @@
 //! A trait, so that the API can be proven over a real socket with a host of its own making.
 
 mod backups;
+mod deletions;
 mod domains;
 mod exchange;
 mod host;
+pub(crate) mod leftovers;
 mod orders;
+mod patience;
 mod roots;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use vmkeep_workflow::{Engine, Fault, Subject, WorkflowName};
+use vmkeep_workflow::journal::Record;
+use vmkeep_workflow::{Actor, Engine, Fault, Subject, WorkflowName};
 
 pub use host::{Host, limits, registry};
 pub use roots::OpenRoots;
 
 use crate::api::types::{
-    BackupDetail, BackupRow, DiscardRequest, DomainRow, Finding, InPlaceRequest, KeptRow, LibvirtStatus,
-    RestoreRequest, SnapshotRequest, UndoRequest,
+    BackupDetail, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, Finding, ForgetRequest,
+    InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest, RestoreRequest,
+    SnapshotRequest, UndoRequest,
 };
+use crate::catalogue::Report;
 
 /// A request translated for the engine.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,11 +95,48 @@ pub trait Site: Send + Sync + 'static {
     /// When the backup is unknown.
     async fn verify(&self, backup: &str) -> Result<Order, Fault>;
 
-    /// The backups below all roots, newest first. What could not be read comes along as warnings.
+    /// The backups below all roots, newest first, and those that are missing. What could not be read comes along as
+    /// warnings.
     ///
     /// # Errors
     /// When no root could be read.
-    async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault>;
+    async fn backups(&self) -> Result<Backups, Fault>;
+
+    /// The orders for deleting backups: one per domain.
+    ///
+    /// # Errors
+    /// When one of them is unknown.
+    async fn delete(&self, request: &DeleteRequest) -> Result<Vec<Order>, Fault>;
+
+    /// The orders for thinning backups out: one per domain.
+    ///
+    /// # Errors
+    /// When the domain has no backups, or the request makes no sense.
+    async fn prune(&self, request: &PruneRequest) -> Result<Vec<Order>, Fault>;
+
+    /// Protects a backup from deletion, or, without `on`, ends that.
+    ///
+    /// # Errors
+    /// When it is unknown, or its folder cannot be written.
+    async fn protect(&self, request: &ProtectRequest, on: bool, by: Actor) -> Result<BackupRow, Fault>;
+
+    /// Reads every manifest anew, below the roots or another folder.
+    ///
+    /// # Errors
+    /// When nothing can be read.
+    async fn rebuild(&self, request: &RebuildRequest, by: Actor) -> Result<Report, Fault>;
+
+    /// Forgets a backup that is missing.
+    ///
+    /// # Errors
+    /// When it is unknown, or not missing.
+    async fn forget(&self, request: &ForgetRequest, by: Actor) -> Result<(), Fault>;
+
+    /// What the catalogue remembers, record by record.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn catalogue(&self) -> Result<Vec<Record>, Fault>;
 
     /// One backup.
     ///
@@ -103,6 +146,12 @@ pub trait Site: Send + Sync + 'static {
 
     /// What would make backups fail here.
     async fn doctor(&self) -> Vec<Finding>;
+
+    /// The orders for taking away what jobs that are over have left, as far as that is safe: one per domain.
+    ///
+    /// # Errors
+    /// When it could not be looked at.
+    async fn repair(&self) -> Result<Vec<Order>, Fault>;
 
     /// Called before a job is asked for: a chance to gather what its journal should tell of the world.
     async fn before_job(&self, engine: &Engine) {

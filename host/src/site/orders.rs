@@ -12,13 +12,14 @@ use uuid::Uuid;
 use vmkeep_steps::hypervisor::DomainRef;
 use vmkeep_steps::image::name::encode;
 use vmkeep_steps::restore::{self, RestoreOptions};
+use vmkeep_steps::save::{self, ram_disk::UseRamDisk};
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::memory::IfSlow;
-use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, Phase, SnapshotOptions, Waits};
+use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, Phase, SaveOptions, SnapshotOptions, Waits};
 use vmkeep_workflow::{Fault, Subject, WorkflowName};
 
 use super::Order;
-use crate::api::types::{OnBusyMemory, RestoreRequest, SnapshotRequest, WaitBefore};
+use crate::api::types::{OnBusyMemory, RamDisk, RestoreRequest, SnapshotRequest, WaitBefore, WithoutState};
 use crate::codes;
 use crate::config::Config;
 
@@ -33,6 +34,12 @@ pub(super) fn makes_sense(request: &SnapshotRequest) -> Result<(), Fault> {
         return Err(usage(
             "--quiesce and memory exclude each other: a guest restored from frozen memory would be frozen",
             "Use --disk-only with --quiesce, or memory without",
+        ));
+    }
+    if request.save && (request.memory || request.quiesce == Some(true)) {
+        return Err(usage(
+            "a guest that is saved is saved whole: --save excludes memory taken live, and freezing",
+            "Use --save alone",
         ));
     }
     Ok(())
@@ -65,6 +72,19 @@ pub(super) fn snapshot(
         disks: request.disks.clone(),
         bandwidth: request.bandwidth.unwrap_or(config.limits.bandwidth),
         merge_bandwidth: request.merge_bandwidth.unwrap_or(config.limits.merge_bandwidth),
+        save: request.save.then(|| SaveOptions {
+            ram_disk: config.snapshot.ram_disk.clone(),
+            use_ram_disk: match request.ram_disk {
+                RamDisk::Prefer => UseRamDisk::Prefer,
+                RamDisk::Require => UseRamDisk::Require,
+                RamDisk::Never => UseRamDisk::Never,
+            },
+            without_state: match request.without_state {
+                WithoutState::Fail => save::WithoutState::Fail,
+                WithoutState::DiskOnly => save::WithoutState::DiskOnly,
+            },
+        }),
+        after_reboot: config.snapshot.after_reboot,
         waits: (!request.wait_before.is_empty()).then(|| Waits {
             before: request
                 .wait_before
@@ -76,6 +96,7 @@ pub(super) fn snapshot(
                 .collect(),
             limit_ms: request.wait_limit_ms.unwrap_or(30 * 60_000),
         }),
+        keep: request.keep.or(config.snapshot.keep).filter(|keep| *keep > 0),
     };
     Ok(Order {
         workflow: WorkflowName::from(snapshot::NAME),
@@ -95,20 +116,23 @@ pub(super) fn restore(
     if request.name.is_empty() {
         return Err(usage("the new domain needs a name", "Give one with --as"));
     }
-    let clean = |path: &PathBuf| path.components().collect::<PathBuf>();
     // A folder of its own for each restored domain: two restores never meet.
-    let folder =
-        request.folder.as_ref().map_or_else(|| config.restore_dir.join(encode(&request.name)), clean);
+    let folder = match &request.folder {
+        Some(folder) => clean(folder)?,
+        None => config.restore_dir.join(encode(&request.name)),
+    };
+    let disks = request.disks.iter().map(|(target, path)| Ok((target.clone(), clean(path)?)));
     let options = RestoreOptions {
         backup: backup.to_owned(),
         outside,
         trusted: request.trust_definition,
         name: request.name.clone(),
         folder: Some(folder.clone()),
-        disks: request.disks.iter().map(|(target, path)| (target.clone(), clean(path))).collect(),
+        disks: disks.collect::<Result<_, Fault>>()?,
         cold: request.cold,
         then: super::exchange::then(request.start),
         connect: request.connect,
+        autostart: request.autostart,
         bandwidth: request.bandwidth.unwrap_or(config.limits.bandwidth),
     };
     Ok(Order {
@@ -144,10 +168,15 @@ pub(super) fn limits(config: &Config, target: &Path) -> Vec<String> {
     root.map(|root| limit_name(root)).into_iter().collect()
 }
 
-fn target(config: &Config, wanted: Option<&Path>) -> Result<PathBuf, Fault> {
+/// A place that somebody has named, without the slashes at its end that a completion leaves.
+pub(super) fn clean(place: &Path) -> Result<PathBuf, Fault> {
+    Ok(crate::location::path(place)?.components().collect())
+}
+
+/// The folder below which a backup goes.
+pub(super) fn target(config: &Config, wanted: Option<&Path>) -> Result<PathBuf, Fault> {
     match (wanted, config.roots.first()) {
-        // Without the blanks and slashes at its end that a completion leaves.
-        (Some(path), _) => Ok(path.components().collect()),
+        (Some(path), _) => clean(path),
         (None, Some(root)) => Ok(root.clone()),
         (None, None) => Err(usage("no root is configured", "Name one in the configuration: targets.roots")),
     }
@@ -165,7 +194,7 @@ pub(super) fn usage(cause: &str, remedy: &str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Limits, Log};
+    use crate::config::{Limits, Log, SnapshotDefaults};
 
     fn config() -> Config {
         Config {
@@ -177,6 +206,8 @@ mod tests {
             engine: vmkeep_store::EngineName::default(),
             history: vmkeep_store::burial::Policy::default(),
             limits: Limits { bandwidth: 77, ..Limits::default() },
+            snapshot: SnapshotDefaults { keep: Some(5), ..SnapshotDefaults::default() },
+            restore: vmkeep_steps::restore::RightsSettings::default(),
             log: Log::default(),
             file: None,
         }
@@ -194,6 +225,10 @@ mod tests {
         let options = SnapshotOptions::deserialize(&order.options).unwrap();
         assert_eq!((options.target.to_str(), options.bandwidth), (Some("/b"), 77));
         assert_eq!(options.memory.unwrap().seconds, Some(600));
+        assert_eq!(options.keep, Some(5));
+        let all = SnapshotRequest { keep: Some(0), ..request.clone() };
+        let all = snapshot(&config(), &all, &domain()).unwrap();
+        assert_eq!(SnapshotOptions::deserialize(&all.options).unwrap().keep, None, "0 keeps all");
         assert_eq!(order.subject.id, Uuid::from_u128(5).to_string());
         assert_eq!(order.limits, ["root /b"]);
         let deep = SnapshotRequest { to: Some("/b/deep/er/".into()), ..request };

@@ -20,14 +20,17 @@ pub struct OpenRoots {
     pub roots: Arc<Roots>,
     /// Each configured path with device and inode; nothing for one that could not be opened.
     seen: Vec<(PathBuf, Option<(u64, u64)>)>,
+    /// Where restored images go and replaced machines are kept.
+    retained: PathBuf,
 }
 
 impl OpenRoots {
-    /// Opens what can be opened; the rest is told to the log, and to whoever wants to use it.
+    /// Opens what can be opened; the rest is told to the log, and to whoever wants to use it. `retained` is the folder of
+    /// restored images and of what is kept aside, which may be a root of its own.
     ///
     /// # Errors
     /// When a root that could be looked at cannot be opened.
-    pub fn open(paths: &[PathBuf]) -> Result<Self, Fault> {
+    pub fn open(paths: &[PathBuf], retained: &Path) -> Result<Self, Fault> {
         let mut seen = Vec::new();
         for path in paths {
             let identity = identity(path);
@@ -41,7 +44,7 @@ impl OpenRoots {
             Fault::permanent(codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST, "open the configured roots", "", e)
                 .remedy("Mount or make the folder, or take it out of the configuration")
         })?;
-        Ok(Self { roots: Arc::new(roots), seen })
+        Ok(Self { roots: Arc::new(roots), seen, retained: retained.to_owned() })
     }
 
     /// Makes sure that the root of a path is there and is what was opened.
@@ -62,13 +65,13 @@ impl OpenRoots {
             (Some(_), None) => "it was not there when vmkeepd started",
             (Some(_), Some(_)) => "another file system was mounted there since vmkeepd started",
         };
-        Err(Fault::permanent(
-            codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST,
-            "use the root",
-            root.display().to_string(),
-            cause,
-        )
-        .remedy("Mount what belongs there, then restart vmkeepd"))
+        let code = if *root == self.retained {
+            codes::RETAIN_ROOT_DIRECTORY_DOES_NOT_EXIST
+        } else {
+            codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST
+        };
+        Err(Fault::permanent(code, "use the root", root.display().to_string(), cause)
+            .remedy("Mount what belongs there, then restart vmkeepd"))
     }
 }
 
@@ -86,12 +89,18 @@ mod tests {
         let (one, two, inner) =
             (dir.path().join("one"), dir.path().join("two"), dir.path().join("one/inner"));
         std::fs::create_dir_all(&inner).unwrap();
-        let roots = OpenRoots::open(&[one.clone(), two.clone(), inner.clone()]).unwrap();
+        let kept = dir.path().join("kept");
+        let all = [one.clone(), two.clone(), inner.clone(), kept.clone()];
+        let roots = OpenRoots::open(&all, &kept).unwrap();
         roots.usable(&one.join("x/y")).unwrap();
         roots.usable(&inner.join("x")).unwrap();
         roots.usable(Path::new("/elsewhere")).unwrap();
         let error = roots.usable(&two.join("x")).unwrap_err();
         assert_eq!(error.code, codes::BACKUP_ROOT_DIRECTORY_DOES_NOT_EXIST);
+        let error = roots.usable(&kept.join("kept/job")).unwrap_err();
+        assert_eq!(error.code, codes::RETAIN_ROOT_DIRECTORY_DOES_NOT_EXIST);
+        assert_eq!(error.object, kept.display().to_string());
+        assert!(error.remedy.contains("Mount"), "{error}");
         std::fs::create_dir(&two).unwrap();
         assert!(roots.usable(&two).is_err(), "it was not opened");
         std::fs::rename(&inner, dir.path().join("moved")).unwrap();

@@ -10,23 +10,26 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
-use vmkeep_host::api::listener::{Peer, Socket};
+use vmkeep_host::api::listener::Socket;
+use vmkeep_host::api::serve::{Manners, serve};
 use vmkeep_host::api::types::{
-    BackupDetail, BackupRow, DaemonPhase, DiscardRequest, DomainRow, Finding, InPlaceRequest, KeptRow,
-    LibvirtStatus, RestoreRequest, SnapshotRequest, UndoRequest,
+    BackupDetail, BackupRow, Backups, DaemonPhase, DeleteRequest, DiscardRequest, DomainRow, Finding,
+    ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest,
+    Rebuilt, RestoreRequest, SnapshotRequest, UndoRequest,
 };
 use vmkeep_host::api::{App, router};
 use vmkeep_host::client::Client;
 use vmkeep_host::codes;
-use vmkeep_host::config::{Config, Limits, Log};
+use vmkeep_host::config::{Config, Limits, Log, SnapshotDefaults};
 use vmkeep_host::site::{Order, Site};
 use vmkeep_store::MemoryStore;
 use vmkeep_workflow::engine::{self, NoEnvironment, SystemClock};
 use vmkeep_workflow::ids::StepKind;
+use vmkeep_workflow::journal::Record;
 use vmkeep_workflow::plan::Retry;
 use vmkeep_workflow::{
-    Engine, EventStore, Fault, Plan, PlanContext, Registry, Step, StepContext, StepSpec, Subject, Verdict,
-    Workflow, WorkflowName,
+    Actor, Engine, EventStore, Fault, Plan, PlanContext, Registry, Step, StepContext, StepSpec, Subject,
+    Verdict, Workflow, WorkflowName,
 };
 
 /// The name of the domain that the toy knows: as nasty as libvirt allows.
@@ -107,6 +110,9 @@ pub(crate) fn backup_of(job: &str) -> BackupRow {
         size: 0,
         folder: "/b".into(),
         job: Some(job.into()),
+        protection: None,
+        verified: None,
+        copies: vec![],
     }
 }
 
@@ -183,12 +189,43 @@ impl Site for ToySite {
         Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", backup, "there are none"))
     }
 
-    async fn backups(&self) -> Result<(Vec<BackupRow>, Vec<String>), Fault> {
-        Ok(self.0.lock().unwrap().clone())
+    async fn backups(&self) -> Result<Backups, Fault> {
+        let (backups, warnings) = self.0.lock().unwrap().clone();
+        let partial = !warnings.is_empty();
+        Ok(Backups { backups, missing: vec![], warnings, partial })
+    }
+
+    async fn delete(&self, request: &DeleteRequest) -> Result<Vec<Order>, Fault> {
+        let wanted = request.backups.first().cloned().unwrap_or_default();
+        Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", wanted, "there are none"))
+    }
+
+    async fn prune(&self, _: &PruneRequest) -> Result<Vec<Order>, Fault> {
+        Ok(vec![])
+    }
+
+    async fn protect(&self, request: &ProtectRequest, _: bool, _: Actor) -> Result<BackupRow, Fault> {
+        Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", &request.backup, "there are none"))
+    }
+
+    async fn rebuild(&self, _: &RebuildRequest, _: Actor) -> Result<Rebuilt, Fault> {
+        Ok(Rebuilt::default())
+    }
+
+    async fn forget(&self, request: &ForgetRequest, _: Actor) -> Result<(), Fault> {
+        Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", &request.backup, "there are none"))
+    }
+
+    async fn catalogue(&self) -> Result<Vec<Record>, Fault> {
+        Ok(vec![])
     }
 
     async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {
         Err(Fault::permanent(codes::NO_SUCH_BACKUP, "find the backup", backup, "there are none"))
+    }
+
+    async fn repair(&self) -> Result<Vec<Order>, Fault> {
+        Ok(Vec::new())
     }
 
     async fn doctor(&self) -> Vec<Finding> {
@@ -221,8 +258,17 @@ impl Daemon {
         Self::owned_by(rustix::process::geteuid().as_raw()).await
     }
 
+    /// One that treats connections so.
+    pub(crate) async fn with(manners: Manners) -> Self {
+        Self::made(rustix::process::geteuid().as_raw(), manners).await
+    }
+
     /// One that another user owns.
     pub(crate) async fn owned_by(owner: u32) -> Self {
+        Self::made(owner, Manners::with(1024)).await
+    }
+
+    async fn made(owner: u32, manners: Manners) -> Self {
         let dir = tempfile::Builder::new().prefix("vk").tempdir().unwrap();
         let socket = dir.path().join("run/vmkeepd.sock");
         let listener = Socket::bind(&socket).await.unwrap();
@@ -244,9 +290,11 @@ impl Daemon {
             connect: "test:///default".into(),
             roots: vec![dir.path().join("backups")],
             restore_dir: dir.path().join("restored"),
+            restore: vmkeep_steps::restore::RightsSettings::default(),
             engine: vmkeep_store::EngineName::default(),
             history: vmkeep_store::burial::Policy::default(),
             limits: Limits::default(),
+            snapshot: SnapshotDefaults::default(),
             log: Log::default(),
             file: None,
         };
@@ -255,14 +303,14 @@ impl Daemon {
             config,
             engine: engine.clone(),
             site: Arc::new(site.clone()),
+            sealer: Arc::new(vmkeep_host::heads::Sealer::new(store.clone(), dir.path())),
             store: store.clone(),
             phase: phases,
             started: Timestamp::now(),
             owner,
             owner_name: "ada".into(),
         });
-        let service = router(app).into_make_service_with_connect_info::<Peer>();
-        let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+        let serving = tokio::spawn(serve(listener, router(app), manners, std::future::pending()));
         let client = Client::new(&socket);
         Self { dir, socket, client, engine, store, gates, site, phase, serving }
     }

@@ -15,7 +15,7 @@ use vmkeep_workflow::{Fault, StreamId};
 
 use super::State;
 use crate::api::answer::{Answer, Failure, Json, Query};
-use crate::api::types::{Audited, PruneRequest, Pruned, Replayed};
+use crate::api::types::{Audited, HistoryPruneRequest, KeyChange, Pruned, Replayed};
 use crate::{audit, codes};
 
 /// Bytes that are gathered before they go on their way.
@@ -32,10 +32,21 @@ pub(super) async fn replay(Extract(app): State, Path(job): Path<String>) -> Answ
 }
 
 pub(super) async fn verify(Extract(app): State) -> Answer<Audited> {
-    Ok(Json(audit::verify_store(&*app.store).await?))
+    let state = app.config.state_dir.clone();
+    // Before the store: a head that is signed meanwhile would be one that the walk does not come to.
+    let beside = tokio::task::spawn_blocking(move || crate::heads::beside(&state)).await;
+    let beside = beside.map_err(|e| super::changes::gone(&e))??;
+    Ok(Json(audit::verify_store(&*app.store, beside.as_ref()).await?))
 }
 
-pub(super) async fn prune(Extract(app): State, Json(request): Json<PruneRequest>) -> Answer<Pruned> {
+pub(super) async fn rotate(Extract(app): State) -> Answer<KeyChange> {
+    let sealer = app.sealer.clone();
+    // Detached from the connection: a client that goes away does not stop it halfway.
+    let rotating = tokio::spawn(async move { sealer.rotate().await });
+    Ok(Json(rotating.await.map_err(|e| super::changes::gone(&e))??))
+}
+
+pub(super) async fn prune(Extract(app): State, Json(request): Json<HistoryPruneRequest>) -> Answer<Pruned> {
     if !request.dry_run {
         app.ready("prune the journal", "")?;
     }

@@ -72,24 +72,34 @@ pub(super) async fn place(
     asked: Asked,
     key: Option<String>,
 ) -> Answer<Accepted> {
+    Ok(Json(one(app, order, &asked, key).await?))
+}
+
+/// One order carried out, or its plan.
+pub(super) async fn one(
+    app: &Arc<App>,
+    order: Order,
+    asked: &Asked,
+    key: Option<String>,
+) -> Result<Accepted, Failure> {
     let request = JobRequest {
         workflow: order.workflow,
         subject: order.subject,
         options: order.options,
         key,
-        by: app.actor(asked.reason),
+        by: app.actor(asked.reason.clone()),
         if_busy: if asked.queue { IfBusy::Queue } else { IfBusy::Refuse },
         limits: order.limits,
         retry_of: None,
     };
     if asked.dry_run {
-        return Ok(Json(Accepted::Plan(Box::new(app.engine.dry_run(request).await?))));
+        return Ok(Accepted::Plan(Box::new(app.engine.dry_run(request).await?)));
     }
     app.site.before_job(&app.engine).await;
     // Detached from the connection: a client that goes away must not cut an admission in half.
     let engine = app.engine.clone();
     let job = tokio::spawn(async move { engine.request(request).await }).await.map_err(|e| gone(&e))??;
-    Ok(Json(Accepted::Job(Box::new(app.row(job).await?))))
+    Ok(Accepted::Job(Box::new(app.row(job).await?)))
 }
 
 pub(super) fn gone(error: &tokio::task::JoinError) -> Fault {

@@ -3,7 +3,7 @@
 use axum::extract::{Path, State as Extract};
 use jiff::Timestamp;
 use serde::Deserialize;
-use vmkeep_workflow::journal::JobFilter;
+use vmkeep_workflow::journal::{JobFilter, Record};
 use vmkeep_workflow::plan::Plan;
 use vmkeep_workflow::{Code, Fault, JobId, JobStatus, Seq, StreamId};
 
@@ -76,22 +76,20 @@ pub(super) async fn plan(Extract(app): State, Path(job): Path<String>) -> Answer
 pub(super) async fn history(Extract(app): State, Path(job): Path<String>) -> Answer<Vec<HistoryRow>> {
     let job = app.find_job(&job).await?;
     let records = records(&app, job).await?;
-    let rows = records.into_iter().map(|record| {
-        // A record that is no JSON is damage that the reader should see and not be spared.
-        let text = || serde_json::Value::String(String::from_utf8_lossy(&record.bytes).into_owned());
-        HistoryRow {
-            seq: record.seq.0,
-            hash: crate::audit::hex(&record.hash),
-            event: serde_json::from_slice(&record.bytes).unwrap_or_else(|_| text()),
-        }
-    });
-    Ok(Json(rows.collect()))
+    Ok(Json(records.iter().map(history_row).collect()))
 }
 
-pub(super) async fn records(
-    app: &super::App,
-    job: JobId,
-) -> Result<Vec<vmkeep_workflow::journal::Record>, Fault> {
+pub(super) fn history_row(record: &Record) -> HistoryRow {
+    // A record that is no JSON is damage that the reader should see and not be spared.
+    let text = || serde_json::Value::String(String::from_utf8_lossy(&record.bytes).into_owned());
+    HistoryRow {
+        seq: record.seq.0,
+        hash: crate::audit::hex(&record.hash),
+        event: serde_json::from_slice(&record.bytes).unwrap_or_else(|_| text()),
+    }
+}
+
+pub(super) async fn records(app: &super::App, job: JobId) -> Result<Vec<Record>, Fault> {
     app.engine.summary(job).await?;
     app.store
         .read(&StreamId::job(job), Seq(1), 0)

@@ -11,8 +11,11 @@ use super::State;
 use crate::api::answer::{Answer, Json, Query};
 use crate::api::prefix::Shorts;
 use crate::api::types::{
-    BackupDetail, Backups, DaemonStatus, DomainRow, ErrorBody, Finding, JobRow, LastBackup, Status,
+    BackupDetail, BackupRow, Backups, DaemonStatus, DomainRow, ErrorBody, Finding, JobRow, LastBackup, Status,
 };
+
+/// Missing backups that a warning names.
+const SHOWN: usize = 3;
 
 pub(super) async fn status(Extract(app): State) -> Answer<Status> {
     let mut warnings = Vec::new();
@@ -90,11 +93,34 @@ async fn with_backups_and_jobs(
 ) -> Result<(Vec<DomainRow>, Vec<String>), vmkeep_workflow::Fault> {
     let mut domains = app.site.domains().await?;
     let (backups, mut warnings) = match app.site.backups().await {
-        Ok(found) => found,
+        Ok(found) => {
+            let mut warnings = found.warnings;
+            if !found.missing.is_empty() {
+                let shown: Vec<_> = found.missing.iter().take(SHOWN).map(|one| &one.backup).collect();
+                let shown: Vec<_> =
+                    shown.iter().map(|one| format!("{} of {}", one.short, one.domain)).collect();
+                let more = if found.missing.len() > SHOWN { ", …" } else { "" };
+                warnings.push(format!(
+                    "{} backups are missing ({}{more}): vmkeep list",
+                    found.missing.len(),
+                    shown.join(", ")
+                ));
+            }
+            (found.backups, warnings)
+        }
         Err(fault) => (Vec::new(), vec![fault.to_string()]),
     };
     let mut last: HashMap<String, LastBackup> = HashMap::new();
     for backup in backups {
+        let verified = backup.verified.as_ref();
+        if let Some((at, problem)) = verified.and_then(|found| Some((found.at, found.problem.as_ref()?))) {
+            warnings.push(format!(
+                "backup {} of {}: verification failed at {at}: {problem}",
+                backup.short, backup.domain
+            ));
+            // It is not what anybody should count on.
+            continue;
+        }
         let newer = last.get(&backup.domain_uuid).is_none_or(|known| known.at < backup.at);
         if newer {
             last.insert(backup.domain_uuid, LastBackup { id: backup.short, at: backup.at });
@@ -124,11 +150,13 @@ pub(super) struct OfDomain {
 }
 
 pub(super) async fn backups(Extract(app): State, Query(which): Query<OfDomain>) -> Answer<Backups> {
-    let (mut backups, warnings) = app.site.backups().await?;
+    let mut found = app.site.backups().await?;
     if let Some(domain) = which.domain {
-        backups.retain(|backup| backup.domain == domain || backup.domain_uuid == domain);
+        let of = |backup: &BackupRow| backup.domain == domain || backup.domain_uuid == domain;
+        found.backups.retain(of);
+        found.missing.retain(|missing| of(&missing.backup));
     }
-    Ok(Json(Backups { backups, warnings }))
+    Ok(Json(found))
 }
 
 /// One backup: an id, the beginning of one, or a folder. In the query, since a folder has slashes.

@@ -5,6 +5,7 @@ mod changes;
 mod exchange;
 mod jobs;
 mod looks;
+mod shelf;
 mod watch;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use super::prefix::{self, Shorts};
 use super::types::{DaemonPhase, ErrorBody, IDEMPOTENCY_KEY, JobDetail, JobRow, ProgressRow, StepRow};
 use crate::codes;
 use crate::config::Config;
+use crate::heads::Sealer;
 use crate::site::Site;
 
 /// What the handlers work with.
@@ -38,6 +40,8 @@ pub struct App {
     pub site: Arc<dyn Site>,
     /// The store.
     pub store: Arc<dyn Store>,
+    /// What signs its heads.
+    pub sealer: Arc<Sealer>,
     /// Where the daemon stands.
     pub phase: channel::Receiver<DaemonPhase>,
     /// When it started.
@@ -57,9 +61,19 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/status", get(looks::status))
         .route("/v1/domains", get(looks::domains))
         .route("/v1/doctor", get(looks::doctor))
+        .route("/v1/doctor/repair", post(shelf::repair))
         .route("/v1/backups", get(looks::backups))
         .route("/v1/backups/show", get(looks::backup))
         .route("/v1/backups/verify", post(changes::verify))
+        .route("/v1/backups/delete", post(shelf::delete))
+        .route("/v1/backups/prune", post(shelf::prune))
+        .route("/v1/backups/protect", post(shelf::protect))
+        .route("/v1/backups/unprotect", post(shelf::unprotect))
+        .route("/v1/catalogue/rebuild", post(shelf::rebuild))
+        .route("/v1/catalogue/forget", post(shelf::forget))
+        .route("/v1/catalogue/history", get(shelf::history))
+        .route("/v1/guests/history", get(shelf::guests))
+        .route("/v1/jobs/{job}/follow-up", post(shelf::follow_up))
         .route("/v1/snapshot", post(changes::snapshot))
         .route("/v1/restore", post(changes::restore))
         .route("/v1/restore/in-place", post(exchange::in_place))
@@ -82,6 +96,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/audit/verify", get(audit::verify))
         .route("/v1/audit/export", get(audit::export))
         .route("/v1/audit/prune", post(audit::prune))
+        .route("/v1/audit/key/rotate", post(audit::rotate))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_route)
         .with_state(app)

@@ -25,6 +25,37 @@ pub struct Audited {
     /// For an export: the streams of which it holds a part only, in words.
     #[serde(default)]
     pub cut: Vec<String>,
+    /// The signed heads that it was compared with; absent if there were none.
+    #[serde(default)]
+    pub vouched: Option<Vouching>,
+}
+
+/// Signed heads that agree with the journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Vouching {
+    /// The file of the heads.
+    pub file: PathBuf,
+    /// Whether it lies beside the journal, where whoever changes the one can change the other.
+    pub local: bool,
+    /// How many heads were compared.
+    pub heads: u64,
+    /// The commit of the newest.
+    pub commit: u64,
+    /// When that was signed.
+    pub at: Timestamp,
+    /// How many commits came after it, and nobody vouches for.
+    pub after: u64,
+    /// Whether the last line of the file was cut off, and left out.
+    pub cut_off: bool,
+}
+
+/// A new key for signing heads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeyChange {
+    /// The public key that vouches for the new one.
+    pub old: String,
+    /// The new public key.
+    pub new: String,
 }
 
 /// What keeps the journal, and how much is in it.

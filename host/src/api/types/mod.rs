@@ -21,9 +21,14 @@ use vmkeep_workflow::{Code, Fault, JobId, JobStatus, JobSummary, Phase};
 
 use crate::codes;
 
+pub use crate::catalogue::Report as Rebuilt;
 pub use exchange::{DiscardRequest, InPlaceRequest, KeptRow, RestRequest, UndoRequest};
-pub use journal::{Audited, Pruned, PrunedJob, StoreInfo};
-pub use requests::{Act, OnBusyMemory, PruneRequest, RestoreRequest, SnapshotRequest, StartAs, WaitBefore};
+pub use journal::{Audited, KeyChange, Pruned, PrunedJob, StoreInfo, Vouching};
+pub use requests::{
+    Act, DeleteRequest, ForgetRequest, HistoryPruneRequest, OnBusyMemory, ProtectRequest, PruneRequest,
+    RamDisk, RebuildRequest, RepairRequest, RestoreRequest, SnapshotRequest, StartAs, WaitBefore,
+    WithoutState,
+};
 
 /// The header that makes a repeated request harmless.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -211,7 +216,7 @@ pub struct JobRow {
     pub domain: String,
     /// The domain's UUID.
     pub domain_uuid: String,
-    /// One line for people.
+    /// One line for people, never empty: what was asked for until there is a plan.
     pub title: String,
     /// Where it stands.
     pub status: JobStatus,
@@ -245,7 +250,10 @@ impl JobRow {
             workflow: summary.workflow.to_string(),
             domain: summary.subject.label.clone(),
             domain_uuid: summary.subject.id.clone(),
-            title: summary.title.clone(),
+            title: match summary.title.as_str() {
+                "" => format!("{} of {}", summary.workflow, summary.subject.label),
+                title => title.to_owned(),
+            },
             status: summary.status,
             by: summary.by.who.clone(),
             reason: summary.by.why.clone(),
@@ -471,6 +479,48 @@ pub struct BackupRow {
     pub folder: PathBuf,
     /// The job that made it.
     pub job: Option<String>,
+    /// Why it must not be deleted, if it must not.
+    #[serde(default)]
+    pub protection: Option<ProtectionRow>,
+    /// What its last verification found; absent: none that is known of.
+    #[serde(default)]
+    pub verified: Option<VerifiedRow>,
+    /// Further folders in which the very same backup lies: somebody copied it.
+    #[serde(default)]
+    pub copies: Vec<PathBuf>,
+}
+
+/// What reading a backup again found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedRow {
+    /// When.
+    pub at: Timestamp,
+    /// The job: a verification, or a retention that made sure of it.
+    pub job: String,
+    /// What was wrong; absent: all of it is what was published.
+    pub problem: Option<String>,
+}
+
+/// Why a backup must not be deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtectionRow {
+    /// Who said so.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// When that ends by itself; absent: never.
+    pub until: Option<Timestamp>,
+    /// Why.
+    pub why: Option<String>,
+}
+
+/// A backup that was there once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingRow {
+    /// What its manifest said.
+    pub backup: BackupRow,
+    /// What is known of why it is not there.
+    pub why: String,
 }
 
 /// A backup with its manifest.
@@ -492,6 +542,12 @@ pub struct BackupDetail {
 pub struct Backups {
     /// Newest first.
     pub backups: Vec<BackupRow>,
-    /// Folders that look like backups and cannot be read, and roots that cannot be listed.
+    /// Those that were seen once, were not deleted by vmkeep, and are not there; newest first.
+    #[serde(default)]
+    pub missing: Vec<MissingRow>,
+    /// Folders that cannot be looked into, manifests that cannot be read, deletions that were given up.
     pub warnings: Vec<String>,
+    /// Whether there may be backups that could not be seen; a warning names each place.
+    #[serde(default)]
+    pub partial: bool,
 }

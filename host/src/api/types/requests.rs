@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::Settle;
 
@@ -17,6 +18,30 @@ pub enum OnBusyMemory {
     DiskOnly,
     /// Fail, with nothing changed.
     Fail,
+}
+
+/// Whether the configured RAM disk is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RamDisk {
+    /// If it is there and large enough; else the target, with a warning.
+    #[default]
+    Prefer,
+    /// Or the backup is refused.
+    Require,
+    /// Not at all.
+    Never,
+}
+
+/// What to do when the saved state is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum WithoutState {
+    /// No backup then.
+    #[default]
+    Fail,
+    /// A backup of the disks alone.
+    DiskOnly,
 }
 
 /// A phase that a job can wait before.
@@ -38,6 +63,16 @@ pub struct SnapshotRequest {
     /// Whether memory is taken as well.
     #[serde(default)]
     pub memory: bool,
+    /// The classic act: save the guest to a file, which takes it down for a moment, load it again and let it run.
+    /// Excludes memory.
+    #[serde(default)]
+    pub save: bool,
+    /// For `save`: whether the configured RAM disk is used.
+    #[serde(default)]
+    pub ram_disk: RamDisk,
+    /// For `save`: what to do when the state is lost before it is in the backup.
+    #[serde(default)]
+    pub without_state: WithoutState,
     /// The root or a folder below one; absent: the first root.
     pub to: Option<PathBuf>,
     /// Only these disks, by target; empty: all that can take part.
@@ -61,6 +96,9 @@ pub struct SnapshotRequest {
     pub wait_limit_ms: Option<u64>,
     /// Whether the guest's file systems are frozen for the instant; absent: when an agent answers.
     pub quiesce: Option<bool>,
+    /// How many whole backups of the domain stay below that root once this one is there and was read again; absent: as
+    /// configured; 0: all.
+    pub keep: Option<u32>,
     /// Whether to wait while the domain is busy with another job, instead of being refused.
     #[serde(default)]
     pub queue: bool,
@@ -114,11 +152,97 @@ pub struct RestoreRequest {
     /// Whether network links are up from the start.
     #[serde(default)]
     pub connect: bool,
+    /// Whether it starts with the host.
+    #[serde(default)]
+    pub autostart: bool,
     /// Bytes per second; 0: no limit; absent: the configured one.
     pub bandwidth: Option<u64>,
     /// Why, for the journal.
     pub reason: Option<String>,
     /// Only show the plan.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to delete backups.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteRequest {
+    /// Their ids, unique beginnings of those, or folders.
+    pub backups: Vec<String>,
+    /// Whether the last whole backup of a domain may be among them; needs a reason.
+    #[serde(default)]
+    pub last_copy: bool,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only show the plans.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to thin backups out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Name or UUID of the domain; absent: every domain that has backups.
+    pub domain: Option<String>,
+    /// How many whole backups stay below each root; at least 1.
+    pub keep: u32,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only show the plans.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to take away what jobs that are over have left, as far as that is safe.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepairRequest {
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only show the plans.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to protect a backup from deletion, or to end that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectRequest {
+    /// Its id, its unique beginning, or its folder.
+    pub backup: String,
+    /// When it ends by itself; absent: never.
+    pub until: Option<Timestamp>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Only say whether it could be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to read every manifest anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RebuildRequest {
+    /// Below this folder; absent: below the roots.
+    pub from: Option<PathBuf>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Only tell what is found.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to forget a backup that is missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForgetRequest {
+    /// Its id or its unique beginning.
+    pub backup: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// Only say whether it could be done.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -143,7 +267,7 @@ pub struct Act {
 /// Asks for the history of old jobs to be let go. What is absent is as configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PruneRequest {
+pub struct HistoryPruneRequest {
     /// Keep those that ended within so many days; 0: for ever.
     pub keep_days: Option<u32>,
     /// Keep the latest so many; 0: all.

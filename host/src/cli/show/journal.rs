@@ -2,7 +2,7 @@
 
 use vmkeep_store::migrate::Migrated;
 
-use crate::api::types::{Audited, Pruned, StoreInfo};
+use crate::api::types::{Audited, KeyChange, Pruned, StoreInfo, Vouching};
 use crate::text::{bytes, local, safe};
 
 pub(in crate::cli) fn audited(audited: &Audited) -> String {
@@ -22,12 +22,42 @@ pub(in crate::cli) fn audited(audited: &Audited) -> String {
         text.push_str(&format!("cut: {}\n", safe(cut)));
     }
     if let Some(head) = &audited.head {
+        text.push_str(&format!("head {}\n", safe(head)));
+    }
+    match &audited.vouched {
+        Some(vouching) => text.push_str(&vouched(vouching)),
+        None if audited.head.is_some() => text.push_str(
+            "A rewrite of everything, or an end that was cut off, leaves a chain that fits: only signed heads that were kept\nelsewhere tell (`vmkeep audit heads`, `vmkeep audit key`; --heads FILE --public-key KEY).\n",
+        ),
+        None => {}
+    }
+    text
+}
+
+fn vouched(vouching: &Vouching) -> String {
+    let Vouching { file, local: beside, heads, commit, at, after, cut_off } = vouching;
+    let mut text = format!(
+        "{heads} signed heads agree with it; the newest is of commit {commit}, {}; {after} commits came after that\n",
+        local(*at)
+    );
+    if *cut_off {
+        text.push_str("The last line of the heads was cut off in the middle, and left out.\n");
+    }
+    if *beside {
         text.push_str(&format!(
-            "head {}\nKeep the head elsewhere: a rewrite of everything, or an end that was cut off, leaves a chain that\nfits, and only the head tells.\n",
-            safe(head)
+            "They lie beside the journal ({}): whoever could change both is found only with heads that were kept\nelsewhere (`vmkeep audit verify --heads FILE --public-key KEY`).\n",
+            safe(&file.display().to_string())
         ));
     }
     text
+}
+
+pub(in crate::cli) fn key_change(change: &KeyChange) -> String {
+    format!(
+        "Heads are signed with a new key from now on; the old one vouches for it.\nnew {}\nold {}\n",
+        safe(&change.new),
+        safe(&change.old)
+    )
 }
 
 pub(in crate::cli) fn pruned(pruned: &Pruned) -> String {

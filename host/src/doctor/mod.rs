@@ -1,7 +1,11 @@
 //! What on this host would make backups fail, and the mend.
 //!
 //! Everything is tried rather than read off: a folder is writable when a file could be written in it (one without a
-//! name, which vanishes by itself), a file system shares blocks when it did. Nothing on the host is changed.
+//! name, which vanishes by itself), a file system shares blocks when it did, QEMU can use a file when a process of its
+//! user could ([`qemu`]). Nothing on the host is changed; what had to be made is removed again.
+
+mod confinement;
+mod qemu;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -10,6 +14,11 @@ use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 use vmkeep_libvirt::{ConnectOptions, Connection, LocalUri, Version};
+
+use vmkeep_steps::image::root::TargetRoot;
+use vmkeep_steps::manifest::catalogue::{Entry, Met, walk};
+use vmkeep_steps::snapshot::disk::overlay_job;
+use vmkeep_steps::workflows::snapshot::unfit_for_overlays;
 
 use crate::api::types::{Finding, Grade};
 use crate::config::Config;
@@ -32,14 +41,20 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 
 fn look_around(config: &Config) -> Vec<Finding> {
     let mut found = vec![kernel(), folder("state folder", &config.state_dir, Grade::Bad)];
-    found.extend(hypervisor(config));
+    let (told, connection) = hypervisor(config);
+    found.extend(told);
     found.extend([tool("qemu-img"), tool("qemu-nbd"), kvm()]);
     for root in &config.roots {
         found.push(folder("target root", root, Grade::Bad));
         found.extend(sharing(root));
+        found.extend(barred(root));
     }
+    found.extend(config.snapshot.overlay_dir.iter().flat_map(|dir| overlay_folder(dir)));
     found.extend(libvirt_guests());
-    found.extend(confinement(config));
+    if let Some(connection) = connection {
+        found.extend(qemu::look(&connection, config));
+        found.extend(confinement::look(&connection, config));
+    }
     found
 }
 
@@ -68,7 +83,7 @@ fn kernel() -> Finding {
     }
 }
 
-fn hypervisor(config: &Config) -> Vec<Finding> {
+fn hypervisor(config: &Config) -> (Vec<Finding>, Option<Connection>) {
     let topic = "libvirt";
     let system = config.connect.contains("/system");
     let opened = LocalUri::parse(&config.connect)
@@ -83,7 +98,7 @@ fn hypervisor(config: &Config) -> Vec<Finding> {
                  would then end with vmkeepd's service"
             };
             let text = format!("{} does not answer: {}", config.connect, error.message);
-            return vec![finding(topic, Grade::Bad, text, remedy)];
+            return (vec![finding(topic, Grade::Bad, text, remedy)], None);
         }
     };
     let mut found = Vec::new();
@@ -112,7 +127,7 @@ fn hypervisor(config: &Config) -> Vec<Finding> {
             "Let vmkeepd and libvirtd run in the same process namespace",
         ));
     }
-    found
+    (found, Some(connection))
 }
 
 fn tool(name: &str) -> Finding {
@@ -196,6 +211,46 @@ fn folder(topic: &str, dir: &Path, when_not: Grade) -> Finding {
     finding(topic, Grade::Good, text, "")
 }
 
+/// The folder for the overlays of disks on block devices, and what lies in it.
+fn overlay_folder(dir: &Path) -> Vec<Finding> {
+    let topic = "overlay folder";
+    let shown = dir.display();
+    if let Some(why) = unfit_for_overlays(dir) {
+        let remedy = "Name a folder on a disk (snapshot.overlay_dir), or none: disks on block devices are then left out";
+        return vec![finding(topic, Grade::Bad, format!("{shown} {why}"), remedy)];
+    }
+    let mut found = vec![folder(topic, dir, Grade::Bad)];
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut overlays: Vec<(PathBuf, String)> =
+        entries.filter_map(|entry| Some((entry.path(), overlay_job(&entry.path())?.to_owned()))).collect();
+    overlays.sort();
+    found.extend(overlays.into_iter().map(|(path, job)| {
+        let text = format!("{} is an overlay of job {job}", path.display());
+        let remedy = format!(
+            "If that job goes on, none: it removes the overlay itself (vmkeep job show {job}). If it was abandoned or is \
+             not known here, find out what the overlay holds, and whether a domain uses it, before removing it"
+        );
+        finding(topic, Grade::Note, text, remedy)
+    }));
+    found
+}
+
+/// Folders below a root that cannot be looked into.
+fn barred(root: &Path) -> Vec<Finding> {
+    // A root that is not there is told of elsewhere. What lies in the backups is of no interest here.
+    let met = TargetRoot::open(root).and_then(|root| walk(root.folder(), &|_, _| true));
+    let entry = |met| match met {
+        Met::Other(Entry::Barred { path, error }) => Some(finding(
+            "target root",
+            Grade::Bad,
+            format!("{} cannot be looked into: {error}", path.display()),
+            "Backups in it are not seen. Let the user of vmkeepd in (chown, chmod), or move it elsewhere",
+        )),
+        _ => None,
+    };
+    met.unwrap_or_default().into_iter().filter_map(entry).collect()
+}
+
 /// Whether copies on the root's file system can share blocks.
 fn sharing(dir: &Path) -> Option<Finding> {
     let there = existing(dir);
@@ -230,26 +285,6 @@ fn libvirt_guests() -> Option<Finding> {
     ))
 }
 
-fn confinement(config: &Config) -> Option<Finding> {
-    if !config.connect.contains("/system") {
-        return None;
-    }
-    let on = |path: &str, yes: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == yes);
-    let which = if on("/sys/module/apparmor/parameters/enabled", "Y") {
-        "AppArmor"
-    } else if on("/sys/fs/selinux/enforce", "1") {
-        "SELinux"
-    } else {
-        return None;
-    };
-    Some(finding(
-        "confinement",
-        Grade::Note,
-        format!("{which} confines each QEMU to the files that its definition names"),
-        "If a merge fails with \"permission denied\", allow the image's folder in the domain's profile",
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +302,18 @@ mod tests {
         let found = folder("target root", Path::new("/proc/nothing"), Grade::Bad);
         assert_eq!(found.grade, Grade::Bad);
         assert!(!found.remedy.is_empty());
+    }
+
+    #[test]
+    fn an_overlay_in_the_folder_for_them_is_named_with_its_job_and_a_folder_in_memory_is_bad() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        std::fs::write(dir.path().join("vmkeep-0123456789ab-vda.qcow2"), b"").unwrap();
+        std::fs::write(dir.path().join("vmkeep-something else"), b"").unwrap();
+        let found = overlay_folder(dir.path());
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[1].text.contains("job 0123456789ab") && found[1].remedy.contains("0123456789ab"));
+        let bad = overlay_folder(Path::new("/dev"));
+        assert_eq!((bad.len(), bad[0].grade), (1, Grade::Bad), "{bad:?}");
     }
 
     #[test]
