@@ -1,0 +1,36 @@
+//! The backup repository: where the data of backups lies, and the client that reads it from a guest's disks.
+//!
+//! `FORMAT.md` beside this crate is its specification: what every object holds, what each crash and each corruption
+//! leaves, and how writers and collectors that do not know each other share one vault.
+//!
+//! From the bottom: [`ids`] and [`names`]; the [`envelope`] of every object; [`keys`]; [`blob`], [`node`] and [`pack`];
+//! [`tree`]s; the [`header`] and the [`vault`] itself; the [`index`]; [`lease`]s, [`manifest`]s and [`backups`]; and what
+//! is done with all of that: [`mod@write`], [`read`].
+
+pub mod backend;
+pub mod backups;
+pub mod blob;
+pub mod check;
+pub mod codec;
+pub mod envelope;
+pub mod error;
+pub mod features;
+pub mod fetch;
+pub mod header;
+pub mod ids;
+pub mod index;
+pub mod keys;
+pub mod lease;
+pub mod manifest;
+pub mod names;
+pub mod node;
+pub mod pack;
+pub mod read;
+pub mod settle;
+pub mod tree;
+pub mod vault;
+mod walk;
+pub mod write;
+
+#[cfg(test)]
+mod testing;
