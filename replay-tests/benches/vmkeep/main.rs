@@ -10,6 +10,7 @@
 mod engine;
 mod idle;
 mod merge;
+mod save;
 mod snapshot;
 mod store;
 #[path = "../../tests/support/mod.rs"]
@@ -25,6 +26,7 @@ const GROUPS: &[Group] = &[
     ("store", store::run),
     ("snapshot", snapshot::run),
     ("merge", merge::run),
+    ("save-retain", save::run),
     ("idle", idle::run),
 ];
 

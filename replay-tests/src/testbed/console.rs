@@ -146,7 +146,12 @@ impl Console {
     /// Ticks that were printed, and printed again later by another boot: the guest had lost what it had flushed.
     /// Empty for a host that keeps its promises.
     pub fn lost(&self) -> Vec<u64> {
-        lost(&self.board.lock().ticks)
+        self.lost_since(0)
+    }
+
+    /// The same of the ticks after the first so many: what was there before was another machine.
+    pub fn lost_since(&self, first: usize) -> Vec<u64> {
+        lost(&self.board.lock().ticks[first..])
     }
 }
 

@@ -28,6 +28,12 @@ pub struct Guest {
     console: Console,
 }
 
+/// Whether a line says that a guest has booted. A QEMU that is killed leaves the line that was being written unfinished, and
+/// the next boot goes on in it.
+fn is_up(line: &str) -> bool {
+    line.contains("up boot ")
+}
+
 impl Guest {
     /// Makes the disks and defines the domain, but does not start it.
     pub fn define(hypervisor: &Hypervisor, spec: &GuestSpec) -> Result<Self> {
@@ -102,14 +108,14 @@ impl Guest {
 
     /// How many times it has said that it is up.
     pub fn boots(&self) -> usize {
-        self.console.other_lines().iter().filter(|line| line.starts_with("up ")).count()
+        self.console.other_lines().iter().filter(|line| is_up(line)).count()
     }
 
     /// Waits for one more boot than `boots`. A guest that refuses its disks is an error at once.
     pub fn wait_up(&self, boots: usize) -> Result<()> {
         let verdict = self.console.wait(BOOT, "the guest to be up", |_, other| {
-            let up = other.iter().filter(|line| line.starts_with("up ")).count() > boots;
-            let last_boot = other.iter().rposition(|l| l.starts_with("up ")).unwrap_or(0);
+            let up = other.iter().filter(|line| is_up(line)).count() > boots;
+            let last_boot = other.iter().rposition(|l| is_up(l)).unwrap_or(0);
             let refused = other[last_boot.saturating_sub(3)..]
                 .iter()
                 .find(|l| l.starts_with("refused") || l.contains("Kernel panic"))

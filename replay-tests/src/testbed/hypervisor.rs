@@ -186,7 +186,8 @@ impl Hypervisor {
         for name in FOLDERS {
             let path = self.dir().join(name);
             fs::create_dir(&path).doing("make", &path)?;
-            let mode = if name == "run" { 0o700 } else { 0o755 };
+            // Others than root have business in the system's /run, which this stands for.
+            let mode = if name == "run" && !options.system { 0o700 } else { 0o755 };
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).doing("open up", &path)?;
         }
         let config = self.dir().join("config/libvirt");
@@ -312,7 +313,8 @@ impl Hypervisor {
         run(self.command("virsh").args(["-q", "-c", self.uri()]).args(args))
     }
 
-    /// Starts libvirtd unless it runs, and waits until it listens.
+    /// Starts libvirtd unless it runs, and waits until it answers: one that has just begun may listen, and close or refuse its
+    /// first connections.
     pub fn start_libvirtd(&self) -> Result<ProcessId> {
         if let Some(running) = self.libvirtd() {
             return Ok(running);
@@ -333,7 +335,7 @@ impl Hypervisor {
         let mut listening = || {
             let ended = child.try_wait().ok().flatten();
             match UnixStream::connect(&socket) {
-                Ok(_) => Ok(Ok(())),
+                Ok(_) => self.virsh(["uri"]).map(|_| Ok(())).map_err(|e| e.to_string()),
                 Err(_) if ended.is_some() => Ok(Err(ended)),
                 Err(e) => Err(e.to_string()),
             }

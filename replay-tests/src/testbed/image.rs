@@ -179,6 +179,16 @@ pub(crate) fn create(
 pub(crate) fn write_raw(path: &Path, size: u64, offset: u64, length: u64, seed: u64) -> Result<()> {
     let file = fs::File::create(path).doing("create", path)?;
     file.set_len(size).doing("extend", path)?;
+    write_pattern(file, path, offset, length, seed)
+}
+
+/// The same on a block device.
+pub(crate) fn write_device(path: &Path, offset: u64, length: u64, seed: u64) -> Result<()> {
+    let device = fs::File::options().write(true).open(path).doing("open", path)?;
+    write_pattern(device, path, offset, length, seed)
+}
+
+fn write_pattern(file: fs::File, path: &Path, offset: u64, length: u64, seed: u64) -> Result<()> {
     let mut out = BufWriter::new(file);
     std::io::Seek::seek(&mut out, std::io::SeekFrom::Start(offset)).doing("seek in", path)?;
     let mut buffer = vec![0; MIB as usize];

@@ -49,7 +49,7 @@ pub use error::{Error, Result};
 pub use guest::Guest;
 pub use hypervisor::{HideKvm, Hypervisor, Options};
 pub use image::{Format, ImageInfo, files_in, image_info, images_equal, pattern_on};
-pub use observe::{DomainState, QemuDisk, leftovers};
+pub use observe::{DomainState, QemuDisk, disk_files, leftovers};
 pub use parts::GuestParts;
 pub use process::{Process, ProcessId, Role};
 pub use spec::{DiskSpec, GuestSpec, data_offset};

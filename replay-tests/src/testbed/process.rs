@@ -26,12 +26,15 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has this id now, unless it is gone or a zombie.
+    /// The process that has this id now, unless it is gone or a zombie. One whose first thread alone has ended is not gone:
+    /// the others still hold its files, and their locks.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything, so count from its end: state is field 3, start time field 22.
+        // The name in parentheses may hold anything, so count from its end: state is field 3, threads field 20, start time
+        // field 22.
         let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
-        if matches!(fields.first(), None | Some(&"Z" | &"X")) {
+        let threads: u32 = fields.get(17)?.parse().ok()?;
+        if matches!(fields.first(), None | Some(&"Z" | &"X")) && threads <= 1 {
             return None;
         }
         Some(Self { pid, start: fields.get(19)?.parse().ok()? })

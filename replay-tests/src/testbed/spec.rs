@@ -5,7 +5,7 @@ use super::{
     command::run,
     error::{IoContext, Result},
     hypervisor::Hypervisor,
-    image::{Format, create, import_raw, write_raw},
+    image::{Format, create, import_raw, write_device, write_raw},
     parts::GuestParts,
 };
 use std::{
@@ -35,6 +35,7 @@ pub struct DiskSpec {
     chain: usize,
     linked_to: Option<(PathBuf, Format)>,
     path: Option<PathBuf>,
+    device: bool,
     driver: String,
     options: String,
 }
@@ -50,6 +51,7 @@ impl DiskSpec {
             chain: 0,
             linked_to: None,
             path: None,
+            device: false,
             driver: "discard='unmap'".to_owned(),
             options: String::new(),
         }
@@ -104,6 +106,12 @@ impl DiskSpec {
     pub fn at(mut self, path: &Path) -> Self {
         self.path = Some(path.to_owned());
         self
+    }
+
+    /// Raw, on a block device of the host that is there, is as large, and is the hypervisor's user's.
+    pub fn on_device(mut self, device: &Path) -> Self {
+        self.device = true;
+        self.raw().at(device)
     }
 
     /// Further attributes of the XML element `<driver>`, for example `cache='none' io='native'`.
@@ -231,9 +239,10 @@ impl GuestSpec {
         for (disk, letter) in self.disks.iter().zip('a'..='z') {
             let target = format!("vd{letter}");
             let path = disk.make(hypervisor, &format!("{}-{target}", self.slug()))?;
+            let (kind, attribute) = if disk.device { ("block", "dev") } else { ("file", "file") };
             write!(
                 disks,
-                "<disk type='file' device='disk'><driver name='qemu' type='{}' {}/><source file='{}'/>\
+                "<disk type='{kind}' device='disk'><driver name='qemu' type='{}' {}/><source {attribute}='{}'/>\
                  <target dev='{target}' bus='virtio'/>{}</disk>",
                 disk.format.name(),
                 disk.driver,
@@ -290,6 +299,10 @@ impl DiskSpec {
         let extension = if self.format == Format::Raw { "raw" } else { "qcow2" };
         let path =
             self.path.clone().unwrap_or_else(|| hypervisor.images().join(format!("{stem}.{extension}")));
+        if self.device {
+            write_device(&path, data_offset(self.size), self.data, DATA_SEED)?;
+            return Ok(path);
+        }
         if let Some((image, format)) = &self.linked_to {
             create(
                 hypervisor,

@@ -32,6 +32,13 @@ cover config/libvirt /etc/libvirt
 for part in lib cache log; do cover "system/$part" "/var/$part/libvirt"; done
 # libvirt's programs look for each other's sockets in /run.
 cover run /run
+# swtpm runs as a user of its own, who signs certificates of TPMs and logs in places of his.
+cover system/log/swtpm /var/log/swtpm
+if id tss >/dev/null 2>&1; then
+    cover system/localca /var/lib/swtpm-localca
+    chown tss system/localca
+    chmod 750 system/localca
+fi
 mkdir -p system/dev
 mount -t tmpfs none system/dev
 for device in null zero full random urandom tty; do

@@ -135,3 +135,43 @@ fn each_image_and_each_restored_disk_equals_the_disk_byte_for_byte_zeroes_includ
     bed.guest.send("start-ticks 20").unwrap();
     bed.assert_back_home();
 }
+
+/// The running guest does not have it, so it is not part of any instant: it is named, and the guest goes on in the copy
+/// without it.
+#[test]
+fn a_disk_that_is_only_defined_is_named_as_left_out_and_memory_is_restored_without_it() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let file = host.hypervisor.images().join("next.raw");
+    fs::write(&file, vec![7; 65536]).unwrap();
+    give(host, &file);
+    let attach = [file.to_str().unwrap(), "vdc", "--config"];
+    bed.guest.virsh("attach-disk", &attach).unwrap();
+    let definition = definitions(&bed.guest).1;
+    let _daemon = host.daemon();
+    host.fails(&["snapshot", "web1", "--disks", "vdc"], 115, &["next start"]);
+    host.ok(&["snapshot", "web1"]);
+    assert_same("the persistent definition", &definitions(&bed.guest).1, &definition);
+    let backup = host.backups().remove(0);
+    let point = judge_backup(host, &backup);
+    let shown = host.ok(&["show", backup["id"].as_str().unwrap()]);
+    assert!(shown.contains("disk vdc is not in it: the running guest does not have it"), "{shown}");
+
+    let args = ["restore", backup["id"].as_str().unwrap(), "--as", "copy", "--start"];
+    let said = host.ok(&args);
+    assert!(said.contains("Disk vdc was left out"), "{said}");
+    let copy = Guest::attach(&host.hypervisor, "copy").unwrap();
+    copy.wait_tick(point + 3).unwrap();
+    assert_eq!(copy.boot_id(), bed.guest.boot_id(), "it goes on from its memory");
+    let files = host.hypervisor.disk_files_in_inactive_xml("copy").unwrap();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["vda", "vdb"]);
+
+    // In place as well, where the disk stays defined.
+    let args =
+        ["restore", backup["id"].as_str().unwrap(), "--in-place", "--destroy", "--shutdown-time", "0s"];
+    let job = host.begin(&args);
+    assert_eq!(ended(host, &job), ("succeeded".to_owned(), 0), "{}", host.ok(&["job", "explain", &job]));
+    bed.guest.wait_more(3).unwrap();
+    let files = host.hypervisor.disk_files_in_inactive_xml("web1").unwrap();
+    assert_eq!(files["vdc"], file);
+}

@@ -114,21 +114,11 @@ fn a_domain_whose_state_cannot_be_captured_is_refused() {
         assert_eq!(files_below(&default_root(&host)), Vec::<PathBuf>::new());
     };
     let plain = || DiskSpec::new(8 * MIB).plain();
-    // Shut off: libvirt would silently redefine it onto an overlay.
-    let off = Guest::define(&host.hypervisor, &GuestSpec::new("off").disk(plain())).unwrap();
-    refuses(&off, 86, &["DOMAIN_NOT_RUNNING", "off", "virsh start"]);
-    // Firmware variables and a TPM.
+    // A TPM whose state is not libvirt's.
     let tpm = "<tpm model='tpm-crb'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>";
     let spec = GuestSpec::new("sealed").disk(plain()).extra_devices(tpm);
     let sealed = Guest::define(&host.hypervisor, &spec).unwrap();
     refuses(&sealed, 94, &["FIRMWARE_STATE_UNSUPPORTED", "sealed", "TPM"]);
-    let uefi = Guest::define(&host.hypervisor, &GuestSpec::new("uefi").disk(plain())).unwrap();
-    let with_variables = before(&uefi).replace(
-        "<boot dev='hd'/>",
-        "<loader readonly='yes' type='pflash'>/nosuch/code.fd</loader><nvram>/nosuch/vars.fd</nvram>",
-    );
-    define(&host, &with_variables);
-    refuses(&uefi, 94, &["FIRMWARE_STATE_UNSUPPORTED", "uefi", "firmware variables"]);
     // Nothing that could take part.
     let none = GuestSpec::new("diskless").disk(plain().raw().options("<readonly/>"));
     let none = Guest::define(&host.hypervisor, &none).unwrap();
@@ -148,9 +138,41 @@ fn a_domain_whose_state_cannot_be_captured_is_refused() {
     refuses(&clone, 114, &["CHAIN_UNREADABLE", "vda", "clone-vda-base0.qcow2"]);
     // `domains` says so beforehand.
     let text = host.ok(&["domains"]);
-    for words in ["it has a TPM", "it has UEFI variables", "none of its disks can take part"] {
+    for words in ["its TPM is of the kind passthrough", "none of its disks can take part"] {
         assert!(text.contains(words), "{text}");
     }
+}
+
+/// What it is on is known to its creator alone: it is refused, and the way that the refusal names leads to a whole backup of it.
+#[test]
+fn a_transient_domain_is_refused_and_is_backed_up_by_the_way_that_the_refusal_names() {
+    let bed = Bed::boot(&small("web1"));
+    let (host, guest) = (&bed.host, &bed.guest);
+    let _daemon = host.daemon();
+    guest.virsh("undefine", &[]).unwrap();
+    let persistent = || {
+        let info = guest.virsh("dominfo", &[]).unwrap();
+        info.lines().any(|line| line.starts_with("Persistent:") && line.ends_with("yes"))
+    };
+    assert!(!persistent());
+    let words = ["DOMAIN_TRANSIENT", "web1", "virsh dumpxml", "virsh define", "virsh undefine"];
+    for args in
+        [&["snapshot", "web1"][..], &["snapshot", "web1", "--disk-only"], &["snapshot", "web1", "--save"]]
+    {
+        bed.refused(args, 87, &words);
+    }
+    assert!(host.ok(&["domains"]).contains("it is transient"));
+
+    let text = guest.virsh("dumpxml", &["--security-info"]).unwrap();
+    define(host, &text);
+    assert!(persistent());
+    host.ok(&["snapshot", "web1"]);
+    assert_untouched(guest, &bed.own);
+    judge_backup(host, &host.backups().remove(0));
+    guest.virsh("undefine", &[]).unwrap();
+    assert!(!persistent());
+    guest.wait_more(5).unwrap();
+    bed.judge_disks();
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn a_guest_stopped_for_the_pivot_runs_again_as_soon_as_vmkeepd_is_back() {
         assert!(took < Duration::from_secs(10), "{took:?}");
         bed.guest.wait_tick(before + 1).unwrap();
         until("vmkeepd to answer", || bed.host.ready().then_some(()));
-        let row = bed.at_rest(&bed.newest());
+        let row = bed.host.at_rest(&bed.newest());
         bed.judge("vmkeepd killed while the guest stood still", &row);
         assert_eq!(row["status"], "succeeded", "{row:#}");
         daemon.end();
@@ -71,7 +71,7 @@ fn a_guest_that_its_operator_has_paused_is_left_paused() {
     let job = bed.host.begin(&["snapshot", "web1", "--bandwidth", "4M"]);
     bed.host.reached(&job, "step_started", "copy/vda.qcow2");
     bed.guest.virsh("suspend", &[]).unwrap();
-    let row = bed.at_rest(&job);
+    let row = bed.host.at_rest(&job);
     assert_eq!(row["status"], "succeeded", "{row:#}");
     let paused = || bed.guest.state().unwrap().state == "paused";
     assert!(paused(), "after the job");
@@ -87,7 +87,7 @@ fn a_guest_that_its_operator_has_paused_is_left_paused() {
     bed.judge_disks();
 }
 
-fn frozen(guest: &Guest) -> bool {
+pub(crate) fn frozen(guest: &Guest) -> bool {
     let answer = guest.virsh("qemu-agent-command", &[r#"{"execute":"guest-fsfreeze-status"}"#]).unwrap();
     let answer: Value = serde_json::from_str(&answer).unwrap();
     answer["return"] == "frozen"
@@ -116,7 +116,7 @@ fn a_freeze_of_ours_always_ends_and_that_of_somebody_else_is_never_touched() {
         println!("thawed {took:?} after vmkeepd was started");
         assert!(took < Duration::from_secs(10), "{took:?}");
         until("vmkeepd to answer", || bed.host.ready().then_some(()));
-        let row = bed.at_rest(&bed.newest());
+        let row = bed.host.at_rest(&bed.newest());
         bed.judge("vmkeepd killed while the guest was frozen", &row);
         assert!(!frozen(&bed.guest));
         daemon.end();
@@ -188,6 +188,11 @@ fn a_guest_that_a_job_of_ours_holds_is_set_free_at_the_start_and_nobody_elses_is
     assert!(!ours.virsh("dumpxml", &[]).unwrap().contains("hold="), "the hold is over");
     assert_eq!(state_of(&theirs), "paused", "another store's job holds it");
     assert_eq!(state_of(&operators), "paused", "an operator paused it");
+    // The job that held it is not known here: the host's own history tells of it.
+    let acts = host.json(&["audit", "guests"]);
+    let act = &acts[0]["event"]["body"]["data"];
+    assert!(act["name"] == "ours" && act["job"] == JOB && act["act"] == "resumed the guest", "{acts:#}");
+    host.ok(&["audit", "verify"]);
 }
 
 #[test]

@@ -152,10 +152,10 @@ fn a_backup_with_memory_takes_the_running_originals_place_and_everything_can_be_
     scene.guest().wait_tick(scene.point + 10).unwrap();
 
     let undo = scene.done(&["restore", "--undo", &job[24..]]);
+    until("the old machine to boot: it was shut down", || (scene.guest().boot_id() != boot).then_some(()));
     scene.guest().wait_tick(old + 1).unwrap();
     scene.old_definition();
     assert_eq!(disks(scene.guest()), scene.bed.own);
-    assert_ne!(scene.guest().boot_id(), boot, "it was shut down, so it booted");
     assert!(ticks(&new) >= scene.point + 10, "what was there meanwhile is kept in turn");
     let kept = scene.kept();
     assert_eq!((kept.len(), kept[0]["job"].as_str()), (1, Some(undo.as_str())), "{kept:#?}");
@@ -241,6 +241,12 @@ fn a_managed_save_image_and_checkpoints_are_set_aside_and_come_back() {
     let undo = scene.done(&["restore", "--undo", &job, "--destroy", "--shutdown-time", "1s"]);
     assert_eq!(scene.state(), "shut off", "it was off");
     assert_eq!(checkpoints(), tree);
+    // libvirt does not know of the image that was given back, and loads it all the same: a backup takes it along, and puts
+    // nothing under it.
+    scene.done(&["snapshot", "web1"]);
+    let backups = scene.host().backups();
+    assert!(backups.iter().any(|backup| backup["memory"] == true), "{backups:?}");
+    assert!(save.exists() && scene.state() == "shut off");
     scene.guest().virsh("start", &[]).unwrap();
     went_back(scene.guest(), last);
     assert_eq!(scene.guest().boot_id(), boot, "its managed save image was loaded");
@@ -254,6 +260,7 @@ fn a_guest_that_cannot_shut_down_is_left_alone_unless_the_plug_may_be_pulled() {
     scene.guest().virsh("suspend", &[]).unwrap();
     let args = ["restore", scene.id.as_str(), "--in-place"];
     assert_eq!(scene.failed(&args), 122);
+    assert_eq!(scene.host().jobs()[0]["fault"]["name"], "CANNOT_BRING_TO_REST");
     assert_eq!(scene.state(), "paused");
     scene.nothing_kept();
     scene.old_definition();
@@ -402,7 +409,11 @@ fn a_backup_folder_alone_is_enough_on_another_host() {
     let _daemon = other.daemon();
 
     // Its definition writes to files of the host: whoever brings it has to answer for it.
-    other.fails(&["restore", "--from", folder, "--as", "copy"], 123, &["serial", "--trust-definition"]);
+    other.fails(
+        &["restore", "--from", folder, "--as", "copy"],
+        123,
+        &["DEFINITION_NOT_TRUSTED", "serial", "--trust-definition"],
+    );
     assert_eq!(other.hypervisor.domains().unwrap(), Vec::<String>::new());
     fs::create_dir_all(scene.host().hypervisor.dir().join("serial")).unwrap();
     let restored = other.restored();
@@ -428,4 +439,29 @@ fn a_backup_folder_alone_is_enough_on_another_host() {
     assert_eq!(other.settled(&job)["status"], "succeeded");
     assert_eq!(other.hypervisor.domains().unwrap().len(), 2);
     other.fails(&["restore", "--from", "/nonexistent", "--as", "x"], 109, &["remedy "]);
+}
+
+/// Whether anybody uses what a discard removes is asked of every domain of the host, and of no QEMU: libvirt would note
+/// that on the domain, as tampering.
+#[test]
+fn a_discard_sees_what_other_guests_have_open_without_asking_them() {
+    let (scene, _daemon) = Scene::new(&small("web1"), &["--disk-only"]);
+    scene.guest().shutdown().unwrap();
+    let job = scene.restore(&["--disks", "vdb", "--cold"]);
+    let old = scene.bed.own["vdb"].to_str().unwrap();
+    let disk = DiskSpec::new(16 * MIB);
+    let other =
+        Guest::boot(&scene.host().hypervisor, &GuestSpec::new("web2").disk(disk.clone()).disk(disk)).unwrap();
+    other
+        .virsh("attach-disk", &[old, "vdz", "--subdriver", "raw", "--targetbus", "virtio", "--live"])
+        .unwrap();
+    scene.host().fails(&["restore", "--discard", &job], 12, &["web2", old]);
+    other.virsh("detach-disk", &["vdz", "--live"]).unwrap();
+    until("web2 to have closed it", || {
+        let held = scene.host().hypervisor.files_held_by_qemu("web2").unwrap();
+        (!held.contains(&scene.bed.own["vdb"])).then_some(())
+    });
+    scene.done(&["restore", "--discard", &job]);
+    let noted = other.virsh("dominfo", &[]).unwrap();
+    assert!(!noted.contains("custom monitor"), "{noted}");
 }

@@ -52,6 +52,52 @@ fn vmkeepd_waits_for_libvirt_and_says_so() {
 }
 
 #[test]
+fn a_job_that_is_asked_for_while_libvirtd_restarts_waits_for_it() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    let away = || host.json(&["status"])["libvirt"]["reachable"] == false;
+    host.hypervisor.kill_libvirtd().unwrap();
+    until("vmkeepd to notice", || away().then_some(()));
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| host.ok(&["snapshot", "web1", "--disk-only"]));
+        // It must have been asked for; whether it waits already only its log would tell.
+        until("the request to have come", || host.log().contains("libvirt is waited for").then_some(()));
+        assert!(away());
+        host.hypervisor.start_libvirtd().unwrap();
+        asked.join().unwrap();
+    });
+    bed.assert_back_home();
+    assert_eq!(host.backups().len(), 1);
+}
+
+#[test]
+fn connections_without_end_cost_no_job_a_file() {
+    use std::os::unix::net::UnixStream;
+    let bed = Bed::boot(&large("web1"));
+    let host = &bed.host;
+    // Few enough for a script that loops to have them all; this one has more.
+    let daemon = host.daemon_with_descriptors(1024);
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let own = rustix::process::Rlimit { current: most, maximum: most };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, own).unwrap();
+    let socket = host.hypervisor.dir().join("run/vmkeep/vmkeepd.sock");
+    let job = host.begin(&["snapshot", "web1", "--disk-only", "--bandwidth", "8M"]);
+    let mut silent = Vec::new();
+    while silent.len() < 3000 {
+        silent.push(UnixStream::connect(&socket).unwrap());
+    }
+    host.ok(&["status"]);
+    assert_eq!(host.settled(&job)["status"], "succeeded");
+    let held = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    assert!(held < 800, "{held} descriptors are held");
+    drop(silent);
+    bed.assert_back_home();
+    host.ok(&["snapshot", "web1"]);
+    bed.assert_back_home();
+}
+
+#[test]
 fn a_client_that_is_killed_leaves_its_job_alone_and_two_domains_are_copied_at_once() {
     let bed = Bed::boot(&large("web1"));
     let host = &bed.host;

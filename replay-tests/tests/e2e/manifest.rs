@@ -132,7 +132,7 @@ fn a_backup_that_is_not_what_its_manifest_says_is_refused() {
     let plan = host.ok(&["verify", id, "--dry-run"]);
     assert!(plan.contains("read every file"), "{plan}");
     // A newer form is named as such, and left alone.
-    let newer = text.replacen("\"min_reader\": 1", "\"min_reader\": 2", 1);
+    let newer = text.replacen("\"min_reader\": 1", "\"min_reader\": 99", 1);
     assert_ne!(newer, text);
     fs::write(&manifest, newer).unwrap();
     refused(host, &["show", folder.to_str().unwrap()], 108, &["MANIFEST_TOO_NEW"]);

@@ -8,6 +8,7 @@ use replay_tests::testbed::MIB;
 
 use crate::support::bed::*;
 use crate::support::mount::Mount;
+use crate::support::shelf::make;
 use crate::support::{Host, files_below, until};
 
 /// Neither a domain nor a file of a new one; the original and its backup are as they were.
@@ -69,7 +70,7 @@ fn a_restore_that_cannot_be_is_refused_and_leaves_nothing() {
     fs::rename(&aside, &taken).unwrap();
     let manifest = folder.join("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replacen("\"min_reader\": 1", "\"min_reader\": 2", 1)).unwrap();
+    fs::write(&manifest, text.replacen("\"min_reader\": 1", "\"min_reader\": 99", 1)).unwrap();
     refuses(&[&to(&folder), "--as", "copy"], 108, &["MANIFEST_TOO_NEW"]);
     fs::write(&manifest, &text[..text.len() / 2]).unwrap();
     refuses(&[&to(&folder), "--as", "copy"], 107, &["MANIFEST_MISMATCH"]);
@@ -123,6 +124,33 @@ fn a_restore_without_room_is_refused_and_one_that_runs_out_of_it_is_taken_back()
     mount.clear();
     assert_nothing_restored(&bed, &[&mount.0]);
     host.ok(&args);
+}
+
+#[test]
+fn a_definition_that_is_none_and_a_folder_that_is_not_there_are_told_before_anything_is_made() {
+    let host = Host::new();
+    let (root, gone) = (folder_of_user(&host, "shelf"), host.hypervisor.dir().join("gone"));
+    configure(&host, &format!("[targets]\nroots = [{root:?}]\nrestore = {gone:?}\n"));
+    let made = make(&host, &root, 1);
+    let _daemon = host.daemon();
+    let words = &["RETAIN_ROOT_DIRECTORY_DOES_NOT_EXIST", gone.to_str().unwrap()];
+    refused(&host, &["restore", &made.id, "--as", "x"], 25, words);
+    assert!(!gone.exists());
+    // Torn, under a hash that says nothing of it.
+    let [definition, manifest] = ["domain.xml", "manifest.json"].map(|name| made.folder.join(name));
+    let was = fs::read(&definition).unwrap();
+    let torn = &was[..was.len() / 2];
+    fs::write(&definition, torn).unwrap();
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    for file in text["files"].as_array_mut().unwrap().iter_mut().filter(|file| file["role"] == "definition") {
+        file["size"] = torn.len().into();
+        file["blake3"] = blake3::hash(torn).to_hex().to_string().into();
+    }
+    fs::write(&manifest, serde_json::to_vec_pretty(&text).unwrap()).unwrap();
+    let to = root.join("restored");
+    let args = ["restore", &made.id, "--as", "x", "--folder", to.to_str().unwrap()];
+    refused(&host, &args, 45, &["CANNOT_READ_XML_FILE", "vmkeep list"]);
+    assert!(!to.exists() && host.hypervisor.domains().unwrap().is_empty());
 }
 
 fn folder_of_user(host: &Host, name: &str) -> PathBuf {

@@ -24,8 +24,45 @@ fn too_little_room_is_refused_before_anything_is_touched() {
     }
     assert_eq!(fs::read_dir(&mount.0).unwrap().count(), 0);
     // A memory limit that cannot do is named as such.
-    refused(&bed.host, &["snapshot", "web1", "--memory-limit", "1M"], 96, &["MEMORY_TOO_LARGE", "web1"]);
+    let strict = ["snapshot", "web1", "--memory-limit", "1M", "--on-busy-memory", "fail"];
+    refused(&bed.host, &strict, 96, &["MEMORY_TOO_LARGE", "web1", "--on-busy-memory"]);
     bed.assert_nothing_changed();
+}
+
+#[test]
+fn memory_that_is_too_large_beforehand_is_left_out_if_that_was_chosen() {
+    let host = Host::new();
+    // Room for the disks, and not for the memory.
+    let Some(mount) = Mount::new(&host, "small", 150) else { return };
+    let default = default_root(&host);
+    configure(&host, &format!("[targets]\nroots = [{default:?}, {:?}]\n", mount.0));
+    let bed = Bed::boot_on(host, Some(mount), &small("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    let to = bed.mount().0.to_str().unwrap();
+    let (limit, place) = (["--memory-limit", "1M"], ["--to", to]);
+    for (case, why) in [(limit, "the image may have 1.0 MiB"), (place, "there is no room for it")] {
+        for choice in ["pause", "fail"] {
+            let code = if case == limit { 96 } else { 47 };
+            let args = ["snapshot", "web1", case[0], case[1], "--on-busy-memory", choice];
+            host.fails(&args, code, &["remedy "]);
+            bed.assert_nothing_changed();
+        }
+        let args = ["snapshot", "web1", case[0], case[1]];
+        let plan = host.ok(&[&args[..], &["--dry-run"]].concat());
+        assert!(plan.contains("its memory left out") && plan.contains(why), "{plan}");
+        let job = host.begin(&args);
+        assert_eq!(ended(host, &job), ("succeeded".to_owned(), 0), "{}", host.ok(&["job", "explain", &job]));
+        let said = host.ok(&["job", "explain", &job]);
+        assert!(said.contains("Only the disks were taken") && said.contains(why), "{said}");
+        bed.assert_back_home();
+        let backup = backup_of(host, &job);
+        let manifest = manifest_of(&backup);
+        assert_eq!(manifest["consistency"], "crash");
+        assert!(manifest["memory"]["none"]["reason"].as_str().unwrap().contains(why), "{manifest:#}");
+        assert!(manifest["warnings"].to_string().contains(why), "{manifest:#}");
+        judge_backup(host, &backup);
+    }
 }
 
 #[test]
@@ -65,6 +102,7 @@ fn a_copy_is_given_up_when_the_guests_own_file_system_fills_up() {
     let job = in_the_middle(host, &slow);
     mount.fill(100 * MIB);
     assert_eq!(ended(host, &job), ("rolled_back".to_owned(), 102), "{}", host.ok(&["job", "explain", &job]));
+    assert_eq!(host.job(&job)["fault"]["name"], "OVERLAYS_OUTGREW_SPACE");
     mount.clear();
     bed.assert_back_home();
     assert_eq!(files_below(&mount.0), before);

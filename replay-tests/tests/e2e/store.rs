@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -89,6 +90,43 @@ fn a_store_that_is_damaged_newer_or_in_use_is_refused_untouched() {
     host.ok(&["audit", "verify"]);
     assert_eq!(host.jobs().len(), 1);
     bed.assert_back_home();
+}
+
+/// Started at the same moment on the same state folder, one serves and the other says why it does not.
+#[test]
+fn of_two_daemons_that_start_at_once_one_serves_and_the_other_says_why_not() {
+    let host = Host::new();
+    let mut winners = [0, 0];
+    for round in 0..40 {
+        let mut both = [(); 2].map(|()| {
+            let mut command = host.hypervisor.command(host.hypervisor.dir().join("bin/vmkeepd"));
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        let (loser, status) = until("one of two daemons to give way", || {
+            both.iter_mut().enumerate().find_map(|(n, daemon)| Some((n, daemon.try_wait().unwrap()?)))
+        });
+        let winner = 1 - loser;
+        winners[winner] += 1;
+        let mut said = String::new();
+        both[loser].stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(status.code(), Some(79), "round {round}: {said}");
+        for word in ["STORE_IN_USE", "remedy "] {
+            assert!(said.contains(word), "round {round}: no {word}: {said}");
+        }
+        until("the other to serve", || {
+            assert_eq!(both[winner].try_wait().unwrap(), None, "round {round}: neither serves");
+            host.ready().then_some(())
+        });
+        // Killed and ended in turn: what either leaves keeps nobody from the store.
+        if round % 2 == 0 {
+            both[winner].kill().unwrap();
+        } else {
+            let pid = rustix::process::Pid::from_child(&both[winner]);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        }
+        both[winner].wait().unwrap();
+    }
+    println!("the first won {} times, the second {}", winners[0], winners[1]);
 }
 
 #[test]

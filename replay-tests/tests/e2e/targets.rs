@@ -21,6 +21,11 @@ fn a_target_outside_the_roots_or_reached_by_a_detour_is_refused() {
             bed.refused(&["snapshot", "web1", mode, "--to", &outside], 105, words);
         }
     }
+    // As the directory names places; and as it names those of other hosts.
+    host.ok(&["snapshot", "web1", "--dry-run", "--to", &format!("file://{}", to(&root))]);
+    for place in ["ssh://backup/srv", "file://backup/srv"] {
+        bed.refused(&["snapshot", "web1", "--to", place], 35, &["UNSUPPORTED_FILE_TRANSFER_PROTOCOL", place]);
+    }
     // Dots: they climb out, or would if they were followed.
     for climbing in [format!("{}/../../elsewhere", to(&root)), format!("{}/a/../b", to(&root))] {
         bed.refused(&["snapshot", "web1", "--to", &climbing], 106, &["UNSAFE_PATH", "use the target"]);

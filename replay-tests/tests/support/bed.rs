@@ -72,6 +72,15 @@ impl Bed {
         }
     }
 
+    /// Removes the folders of backups that are being made, as somebody who tidies the target up would.
+    pub fn remove_unpublished(&self) {
+        let folders =
+            fs::read_dir(default_root(&self.host).join(self.guest.name())).into_iter().flatten().flatten();
+        let unpublished =
+            folders.map(|entry| entry.path()).filter(|folder| !folder.join("manifest.json").exists());
+        unpublished.for_each(|folder| drop(fs::remove_dir_all(folder)));
+    }
+
     pub fn mount(&self) -> &Mount {
         self.mount.as_ref().unwrap()
     }

@@ -5,8 +5,11 @@
 
 pub mod bed;
 pub mod judge;
+pub mod loops;
 pub mod mount;
+pub mod ram;
 pub mod renames;
+pub mod shelf;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,13 +26,18 @@ use serde_json::Value;
 pub const LONG: Duration = Duration::from_secs(180);
 
 /// Waits for a condition, up to a deadline.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    in_time(look).unwrap_or_else(|| panic!("waited too long for {what}"))
+}
+
+/// The same; `None` if it is not met in time.
+pub fn in_time<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + LONG;
     loop {
-        if let Some(found) = look() {
+        let found = look();
+        if found.is_some() || Instant::now() >= end {
             return found;
         }
-        assert!(Instant::now() < end, "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -66,7 +74,13 @@ impl Host {
 
     /// Starts vmkeepd with a place at which it is to die.
     pub fn daemon_that_dies(&self, at: Option<&str>) -> Daemon {
-        self.spawn(at, &[])
+        let at = at.map(|at| ("VMKEEP_CRASH_AT", at));
+        self.spawn(at.as_slice(), &[])
+    }
+
+    /// Starts vmkeepd with these variables in its environment.
+    pub fn daemon_with(&self, variables: &[(&str, &str)]) -> Daemon {
+        self.spawn(variables, &[])
     }
 
     /// Starts a second vmkeepd, with a store and a socket of its own; commands reach it with [`Self::SECOND`].
@@ -76,20 +90,37 @@ impl Host {
             true => option.to_owned(),
             false => self.hypervisor.dir().join(option).display().to_string(),
         });
-        let daemon = self.spawn(None, &options);
+        let daemon = self.spawn(&[], &options);
         self.wait_ready(daemon, &["--socket", &options[3]])
     }
 
     /// The options with which a command goes to the second vmkeepd. (Programs run in the test bed's folder.)
     pub const SECOND: [&str; 2] = ["--socket", "run/second/socket"];
 
-    fn spawn(&self, dies_at: Option<&str>, options: &[String]) -> Daemon {
+    fn spawn(&self, variables: &[(&str, &str)], options: &[String]) -> Daemon {
         let mut command = self.hypervisor.command(self.program("vmkeepd"));
-        if let Some(at) = dies_at {
-            command.env("VMKEEP_CRASH_AT", at);
-        }
+        command.envs(variables.iter().copied());
+        command.args(options);
+        self.logged(command)
+    }
+
+    /// Starts vmkeepd with so many file descriptors at most, and waits until it answers.
+    pub fn daemon_with_descriptors(&self, most: usize) -> Daemon {
+        let mut command = self.hypervisor.command("prlimit");
+        command.arg(format!("--nofile={most}:{most}")).arg(self.program("vmkeepd"));
+        self.wait_ready(self.logged(command), &[])
+    }
+
+    /// Starts vmkeepd under the program `faulty`, with what that takes ahead of it.
+    pub fn daemon_under(&self, faulty: &Path, arguments: &[std::ffi::OsString]) -> Daemon {
+        let mut command = self.hypervisor.command(faulty);
+        command.args(arguments).arg(self.program("vmkeepd"));
+        self.logged(command)
+    }
+
+    fn logged(&self, mut command: Command) -> Daemon {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        command.args(options).stdout(log.try_clone().unwrap()).stderr(log);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
         Daemon { child: command.spawn().expect("vmkeepd starts") }
     }
 
@@ -195,19 +226,26 @@ impl Host {
 
     /// Waits until a job has ended or needs attention; returns its row.
     pub fn settled(&self, job: &str) -> Value {
-        let row = until("the job to end", || {
-            let row = self.job(job);
-            let status = row["status"].as_str().unwrap_or_default();
-            (row["ended"].is_string() || status == "needs_attention").then_some(row)
-        });
-        if row["status"] == "needs_attention" {
-            panic!(
-                "the job needs attention: {row:#}\n{}\n--- vmkeepd\n{}",
-                self.ok(&["job", "explain", job]),
-                self.log()
-            );
-        }
+        let row = self.at_rest(job);
+        assert_ne!(row["status"], "needs_attention", "{row:#}\n{}", self.story(job));
         row
+    }
+
+    /// Waits until a job has ended or needs attention; returns its row.
+    pub fn at_rest(&self, job: &str) -> Value {
+        let rests = || {
+            let row = self.job(job);
+            (row["ended"].is_string() || row["status"] == "needs_attention").then_some(row)
+        };
+        in_time(rests).unwrap_or_else(|| panic!("the job does not come to rest\n{}", self.story(job)))
+    }
+
+    /// What a job and vmkeepd have to say for themselves, for whoever reads that a test has failed.
+    pub fn story(&self, job: &str) -> String {
+        let explained = self.vmkeep(&["job", "explain", job]);
+        let [told, complained] =
+            [&explained.stdout, &explained.stderr].map(|text| String::from_utf8_lossy(text));
+        format!("{told}{complained}\n--- vmkeepd\n{}", self.log())
     }
 
     /// The stored events of a job.
@@ -291,7 +329,8 @@ fn place(built: &Path, at: &Path) -> std::io::Result<()> {
     fs::set_permissions(at, fs::Permissions::from_mode(0o755))
 }
 
-fn built(name: &str) -> PathBuf {
+/// A program that was built with the tests.
+pub fn built(name: &str) -> PathBuf {
     // target/debug/deps/test-hash → target/debug/name
     let here = std::env::current_exe().unwrap();
     here.parent().and_then(Path::parent).unwrap().join(name)
@@ -304,38 +343,47 @@ pub fn disks(guest: &Guest) -> BTreeMap<String, PathBuf> {
 
 /// After a job: the guest runs on its own files, by everybody's account; nothing of the job is left beside them.
 pub fn assert_untouched(guest: &Guest, own: &BTreeMap<String, PathBuf>) {
-    let hypervisor = guest.hypervisor();
     let state = guest.state().unwrap();
     assert_eq!(state.state, "running", "{state:?}");
     guest.wait_more(3).expect("the guest goes on ticking");
-    let qemu: BTreeMap<String, PathBuf> = hypervisor
-        .disk_files_in_qemu(guest.uuid())
-        .unwrap()
-        .into_iter()
-        .map(|(disk, at)| (disk, at.file))
-        .collect();
-    assert_eq!(&qemu, own, "the files that QEMU writes to");
-    assert_eq!(&hypervisor.disk_files_in_live_xml(guest.uuid()).unwrap(), own, "the live definition");
+    assert_home(guest, own);
+}
+
+/// After a job: the domain, running or not, is on its own files, by everybody's account, and nothing of the job is left.
+pub fn assert_home(guest: &Guest, own: &BTreeMap<String, PathBuf>) {
+    let hypervisor = guest.hypervisor();
+    if guest.state().unwrap().state != "shut off" {
+        let qemu: BTreeMap<String, PathBuf> = hypervisor
+            .disk_files_in_qemu(guest.uuid())
+            .unwrap()
+            .into_iter()
+            .map(|(disk, at)| (disk, at.file))
+            .collect();
+        assert_eq!(&qemu, own, "the files that QEMU writes to");
+        assert_eq!(&hypervisor.disk_files_in_live_xml(guest.uuid()).unwrap(), own, "the live definition");
+        let held: Vec<_> = hypervisor
+            .files_held_by_qemu(guest.name())
+            .unwrap()
+            .into_iter()
+            .filter(|path| path.to_string_lossy().contains("vmkeep-"))
+            .collect();
+        assert!(held.is_empty(), "held open by QEMU: {held:?}");
+    }
     assert_eq!(
         &hypervisor.disk_files_in_inactive_xml(guest.uuid()).unwrap(),
         own,
         "the persistent definition"
     );
     assert!(guest.console().lost().is_empty(), "flushed writes were lost: {:?}", guest.console().lost());
-    let xml = guest.virsh("dumpxml", &[]).unwrap();
-    assert!(!xml.contains("<vmkeep:"), "a marker is left in the definition");
+    for which in [&[][..], &["--inactive"]] {
+        let xml = guest.virsh("dumpxml", which).unwrap();
+        assert!(!xml.contains("<vmkeep:"), "a marker is left in the definition");
+    }
     let left: Vec<_> = files_below(&hypervisor.images())
         .into_iter()
         .filter(|path| path.to_string_lossy().contains("vmkeep-"))
         .collect();
     assert!(left.is_empty(), "left beside the images: {left:?}");
-    let held: Vec<_> = hypervisor
-        .files_held_by_qemu(guest.name())
-        .unwrap()
-        .into_iter()
-        .filter(|path| path.to_string_lossy().contains("vmkeep-"))
-        .collect();
-    assert!(held.is_empty(), "held open by QEMU: {held:?}");
 }
 
 /// All files below a folder.

@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::bed::Bed;
 
 /// So long each rename is held up: time enough to act in between. There are more than a hundred in one backup.
@@ -83,6 +85,39 @@ impl Renames {
             })
         };
         Self { strace, seen, acted, reader: Some(reader) }
+    }
+
+    /// The changes that a backup or restore brings about when nobody disturbs it, and its row.
+    pub fn undisturbed(bed: &Bed, args: &[&str]) -> (Vec<Rename>, Value) {
+        let watch = Self::watch(bed, None);
+        let job = bed.host.begin(args);
+        let row = bed.host.settled(&job);
+        assert_eq!(row["status"], "succeeded", "{row:#}");
+        (watch.seen(), row)
+    }
+
+    /// Begins a job, and kills libvirtd when a certain one of the changes is about to happen. Returns the job and that
+    /// change, libvirtd being gone; or no change if the job ended without it.
+    pub fn killed_before(bed: &Bed, when: When, args: &[&str]) -> (String, Option<Rename>) {
+        let libvirtd = bed.host.hypervisor.libvirtd().expect("libvirtd runs");
+        let kill = Act { when, act: Box::new(move || libvirtd.signal(rustix::process::Signal::KILL)) };
+        let watch = Self::watch(bed, Some(kill));
+        let job = bed.host.begin(args);
+        let reached = super::until("libvirtd to be killed, or the job to end", || {
+            if watch.acted() {
+                return Some(true);
+            }
+            // Nothing answers for a moment when libvirtd is killed.
+            let row = bed.host.vmkeep(&["--json", "job", "show", &job]);
+            let row: Value = serde_json::from_slice(&row.stdout).unwrap_or_default();
+            row["job"]["ended"].is_string().then_some(false)
+        });
+        let change = reached.then(|| watch.seen().pop()).flatten();
+        drop(watch);
+        if reached {
+            libvirtd.wait_gone(Duration::from_secs(20)).expect("libvirtd is gone");
+        }
+        (job, change)
     }
 
     /// Those so far.

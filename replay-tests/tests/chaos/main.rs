@@ -1,0 +1,218 @@
+//! Chaos on the real thing: backups, restores, exchanges and deletions, one after the other, while everybody in them is killed,
+//! stopped, paused, cut off or robbed of the target at random moments. After each round an oracle that shares no code with the
+//! steps looks at libvirt, QEMU, the files and the guest's ticks.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`orders`] | what is asked of vmkeepd |
+//! | [`blows`] | what is done to it and to everybody else, and how that is put right again |
+//! | [`oracle`] | what must hold after each round |
+//!
+//! `scripts/chaos --minutes N --seed S` runs it for long. The seed repeats the choices, not the world's own timing.
+
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod blows;
+mod oracle;
+mod orders;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use replay_tests::testbed::{DiskSpec, MIB};
+use serde_json::Value;
+
+use blows::{Blow, Harm};
+use oracle::Expected;
+use orders::Order;
+use support::bed::{Bed, small};
+use support::mount::Target;
+use support::{Daemon, Host, about, in_time, until};
+
+struct Chaos {
+    rng: Rng,
+    daemon: Option<Daemon>,
+    harm: Harm,
+    expected: Expected,
+    /// Ended before the hypervisor is, on whose folder it lies.
+    target: Option<Target>,
+    bed: Bed,
+    tally: Tally,
+}
+
+/// What has happened so far.
+#[derive(Debug, Default)]
+struct Tally {
+    ends: BTreeMap<String, usize>,
+    blows: BTreeMap<Blow, usize>,
+    /// Jobs that were gone on with by another vmkeepd.
+    resumed: usize,
+    /// Why an operator was called.
+    needs: BTreeMap<u64, usize>,
+    /// Why jobs did not succeed.
+    reasons: BTreeMap<u64, usize>,
+}
+
+impl Tally {
+    fn count(&mut self, order: &Order, row: &Value, history: &[Value]) {
+        let end = format!("{} {}", order.name(), row["status"].as_str().unwrap());
+        *self.ends.entry(end).or_default() += 1;
+        self.resumed += usize::from(history.iter().any(|row| about(row, "job_recovered", "")));
+        if let Some(code) = row["fault"]["code"].as_u64() {
+            *self.reasons.entry(code).or_default() += 1;
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "jobs {:?}", self.ends)?;
+        writeln!(f, "blows, {} in all: {:?}", self.blows.values().sum::<usize>(), self.blows)?;
+        writeln!(f, "resumed {}, needed attention {:?}", self.resumed, self.needs)?;
+        write!(f, "reasons of those that did not succeed: {:?}", self.reasons)
+    }
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Self {
+        let host = Host::new();
+        let target = Target::new(&host, 1024);
+        let bed = Bed::boot_on(host, None, &small("web1").disk(DiskSpec::new(32 * MIB).ext4()).agent());
+        let expected = Expected::at_first(&bed);
+        Self {
+            rng: Rng::with_seed(seed),
+            daemon: None,
+            harm: Harm::default(),
+            expected,
+            target,
+            bed,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Everybody who should run does.
+    fn everybody_up(&mut self) {
+        self.bed.host.hypervisor.start_libvirtd().unwrap();
+        if self.daemon.as_mut().is_some_and(|daemon| daemon.ended().is_some()) {
+            self.daemon = None;
+        }
+        if self.daemon.is_none() {
+            self.harm.blind = self.harm.lost;
+            self.daemon = Some(self.bed.host.daemon());
+        }
+    }
+
+    fn round(&mut self, number: usize) {
+        self.everybody_up();
+        let order = Order::any(&mut self.rng, &self.expected);
+        let mut told = format!("round {number}: {}", order.told());
+        let job = order.begin(&self.bed.host);
+        for _ in 0..self.rng.usize(1..=3) {
+            std::thread::sleep(Duration::from_millis(self.rng.u64(0..order.lasts_ms())));
+            let blow = Blow::any(&mut self.rng);
+            told.push_str(&format!(", {blow:?}"));
+            self.strike(blow, &job);
+            if self.rng.bool() {
+                self.everybody_up();
+            }
+        }
+        println!("{told}");
+        self.put_right();
+        self.everybody_up();
+        let row = self.settle(&job);
+        self.guest_runs(&job);
+        self.judge(&told, &order, &row);
+        self.tally.count(&order, &row, &self.bed.host.history(&job));
+    }
+
+    /// Waits until the job rests, and does what it asks for.
+    fn settle(&mut self, job: &str) -> Value {
+        loop {
+            let row = in_time(|| {
+                self.operator();
+                let row = self.bed.host.job(job);
+                let rests = row["ended"].is_string() || row["status"] == "needs_attention";
+                (rests || self.is_forgotten(&row)).then_some(row)
+            });
+            let row = row.unwrap_or_else(|| panic!("it does not come to rest\n{}", self.bed.host.story(job)));
+            if row["ended"].is_string() {
+                return row;
+            }
+            let code = row["fault"]["code"].as_u64().unwrap_or_default();
+            *self.tally.needs.entry(code).or_default() += 1;
+            match code {
+                // libvirt has forgotten a domain whose QEMU runs: that QEMU is ended, and the domain started.
+                63 => {
+                    let _ = self.bed.host.hypervisor.kill_qemu("web1");
+                    self.harm.qemu_ended = true;
+                }
+                // libvirt believes in overlays that QEMU has left: the guest is started anew.
+                103 => {
+                    self.bed.guest.destroy().unwrap();
+                    self.bed.guest.start().unwrap();
+                    self.bed.host.ok(&["job", "settle", job]);
+                }
+                other => panic!("error {other} needs attention\n{row:#}\n{}", self.bed.host.story(job)),
+            }
+            until("the job to go on", || {
+                (self.bed.host.job(job)["status"] != "needs_attention").then_some(())
+            });
+        }
+    }
+
+    /// The job goes on trying, and says what is in its way.
+    fn is_forgotten(&self, row: &Value) -> bool {
+        row["fault"]["code"] == 63 && self.bed.guest.state().is_ok_and(|state| state.state == "shut off")
+    }
+
+    /// A guest that was ended by a blow, or by libvirt with it, is started: the job has ended, nobody holds an image.
+    fn guest_runs(&mut self, job: &str) {
+        let runs = in_time(|| {
+            self.harm.qemu_ended |= self.bed.guest.state().unwrap().state == "shut off";
+            self.operator();
+            (self.bed.guest.state().unwrap().state == "running").then_some(())
+        });
+        runs.unwrap_or_else(|| panic!("the guest does not run\n{}", self.bed.host.story(job)));
+        self.harm.qemu_ended = false;
+        if std::mem::take(&mut self.harm.unheard) {
+            self.bed.guest.destroy().unwrap();
+            self.bed.guest.start().unwrap();
+        }
+    }
+}
+
+type Disks = BTreeMap<String, PathBuf>;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// The suite repeats what is known to pass, as far as chance lets it; `scripts/chaos` looks for what is not.
+const USUAL_SEED: u64 = 4;
+
+#[test]
+fn whatever_is_done_to_a_job_its_guest_its_images_its_backups_and_its_history_stay_whole() {
+    let seed = number("VMKEEP_SEED").unwrap_or(USUAL_SEED);
+    let time = Duration::from_secs(60 * number("VMKEEP_MINUTES").unwrap_or(1));
+    let least = usize::try_from(number("VMKEEP_ROUNDS").unwrap_or(5)).unwrap();
+    println!("VMKEEP_SEED={seed}");
+    let mut chaos = Chaos::new(seed);
+    let begun = Instant::now();
+    let mut rounds = 0;
+    while begun.elapsed() < time || rounds < least {
+        rounds += 1;
+        if let Err(harm) = catch_unwind(AssertUnwindSafe(|| chaos.round(rounds))) {
+            eprintln!("in round {rounds} of VMKEEP_SEED={seed}");
+            resume_unwind(harm);
+        }
+    }
+    chaos.judge_at_last();
+    println!("{rounds} rounds in {} s\n{}", begun.elapsed().as_secs(), chaos.tally);
+}

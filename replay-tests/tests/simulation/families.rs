@@ -1,0 +1,368 @@
+//! The families. Each is a list of runs for every scenario, made from an undisturbed run of it; where a list is too long for a
+//! test, a seed picks from it. What fails is printed with all that is needed to see it again.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use vmkeep_steps::simulation::{Hands, Side};
+use vmkeep_workflow::state::State;
+use vmkeep_workflow::{JobStatus, replay};
+
+use super::director::{Act, ROOM, Reached, Trouble_};
+use super::run::{Acts, Ran, run};
+use super::scenario::{SCENARIOS, Scenario};
+
+/// A run to be made.
+struct Case {
+    scenario: &'static Scenario,
+    acts: Acts,
+}
+
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The seed of everything that is picked: the environment's, else always the same.
+fn seed() -> u64 {
+    setting("VMKEEP_SIM_SEED").map_or(1, |seed| seed.parse().unwrap())
+}
+
+/// How many runs a family makes at most: enough for a test, or as many as the environment says (0: all).
+fn most(test: usize) -> usize {
+    match setting("VMKEEP_SIM_RUNS").map(|runs| runs.parse().unwrap()) {
+        Some(0) => usize::MAX,
+        Some(runs) => runs,
+        None => test,
+    }
+}
+
+fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    let only = setting("VMKEEP_SIM_SCENARIO");
+    SCENARIOS.iter().filter(move |s| only.as_ref().is_none_or(|only| s.name.contains(only.as_str())))
+}
+
+/// Leaves so many of them, by the seed.
+fn picked(mut cases: Vec<Case>, at_most: usize) -> Vec<Case> {
+    fastrand::Rng::with_seed(seed()).shuffle(&mut cases);
+    cases.truncate(at_most);
+    cases
+}
+
+/// What is undisturbed, by which the places are numbered.
+fn undisturbed(scenario: &'static Scenario) -> Ran {
+    let ran = run(scenario, &Acts::new());
+    assert!(ran.verdict.wrong.is_empty(), "{}: {:?}", scenario.name, ran.verdict.wrong);
+    ran
+}
+
+fn each(kinds: impl Fn(&Reached) -> Vec<Act>) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for scenario in scenarios() {
+        for (at, place) in undisturbed(scenario).reached.iter().enumerate() {
+            let acts = kinds(place).into_iter().map(|act| Acts::from([(at + 1, act)]));
+            cases.extend(acts.map(|acts| Case { scenario, acts }));
+        }
+    }
+    cases
+}
+
+/// Plays them on all processors; fails with all that went wrong.
+fn play(family: &str, cases: Vec<Case>) {
+    let trace = setting("VMKEEP_SIM_TRACE").is_some();
+    let (next, began) = (AtomicUsize::new(0), Instant::now());
+    let (ends, bad) = (Mutex::new(BTreeMap::<String, usize>::new()), Mutex::new(Vec::new()));
+    let (events, lives) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if trace {
+                        eprintln!("plays {:?}", (case.scenario.name, &case.acts));
+                    }
+                    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(case.scenario, &case.acts)));
+                    if trace {
+                        eprintln!("played {:?}", (case.scenario.name, &case.acts));
+                    }
+                    let again = serde_json::to_string(&(case.scenario.name, &case.acts)).unwrap();
+                    let (end, wrong) = match ran {
+                        Err(_) => ("panic".to_owned(), vec!["the run itself panicked".to_owned()]),
+                        Ok(ran) => {
+                            events.fetch_add(ran.history.len(), Ordering::Relaxed);
+                            lives.fetch_add(ran.lives, Ordering::Relaxed);
+                            let mut wrong = ran.verdict.wrong.clone();
+                            wrong.extend(prefixes(&ran));
+                            let status = ran.verdict.status.map_or("none".to_owned(), |s| format!("{s:?}"));
+                            let end = match ran.verdict.status {
+                                Some(JobStatus::NeedsAttention) => {
+                                    let what: Vec<_> = ran.verdict.attention.split("; ").collect();
+                                    let code =
+                                        |what: &&str| what.split(' ').take(2).collect::<Vec<_>>().join(" ");
+                                    format!(
+                                        "{status} ({})",
+                                        what.iter().map(code).collect::<Vec<_>>().join(", ")
+                                    )
+                                }
+                                _ => status,
+                            };
+                            let dead = case.acts.values().filter(|act| act.kills()).count();
+                            if dead > 0 && ran.lives == 1 {
+                                ("not reached".to_owned(), wrong)
+                            } else {
+                                (end, wrong)
+                            }
+                        }
+                    };
+                    *ends.lock().unwrap().entry(end).or_default() += 1;
+                    if !wrong.is_empty() {
+                        bad.lock()
+                            .unwrap()
+                            .push(format!("VMKEEP_SIM_AGAIN='{again}'\n    {}", wrong.join("\n    ")));
+                    }
+                }
+            });
+        }
+    });
+    let (took, count) = (began.elapsed(), cases.len());
+    println!(
+        "{family}: {count} runs, {} lives, {} events in {:.1} s ({:.0} runs a minute), seed {}",
+        lives.into_inner(),
+        events.into_inner(),
+        took.as_secs_f64(),
+        count as f64 / took.as_secs_f64() * 60.0,
+        seed()
+    );
+    for (end, times) in ends.into_inner().unwrap() {
+        println!("    {times:6} {end}");
+    }
+    let bad = bad.into_inner().unwrap();
+    let shown: Vec<_> = bad.iter().take(12).cloned().collect();
+    assert!(
+        bad.is_empty(),
+        "{} of {count} runs of \"{family}\" went wrong:\n{}",
+        bad.len(),
+        shown.join("\n")
+    );
+}
+
+/// Every prefix of what was written folds, and every decision in it is taken again.
+fn prefixes(ran: &Ran) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut state = State::new();
+    for (at, event) in ran.history.iter().enumerate() {
+        if let Err(illegal) = state.apply(event) {
+            wrong.push(format!("event {} does not fold: {illegal}", at + 1));
+            return wrong;
+        }
+        // Whatever may follow, what is to be done next is known.
+        let _ = vmkeep_workflow::decide::decide(&state);
+    }
+    if let Err(divergence) = replay::decisions(&ran.history) {
+        wrong.push(format!("replayed, another decision is taken: {divergence}"));
+    }
+    wrong
+}
+
+#[test]
+fn undisturbed_every_workflow_does_what_it_is_for() {
+    for scenario in scenarios() {
+        let ran = undisturbed(scenario);
+        assert_eq!(ran.verdict.status, Some(JobStatus::Succeeded), "{}", scenario.name);
+        println!("{}: {} places, {} events", scenario.name, ran.reached.len(), ran.history.len());
+        if setting("VMKEEP_SIM_PLACES").is_some() {
+            ran.reached.iter().enumerate().for_each(|(n, place)| println!("  {} {place:?}", n + 1));
+        }
+    }
+}
+
+#[test]
+fn every_workflow_of_the_product_is_simulated() {
+    let known = super::run::workflows();
+    let simulated: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.workflow).collect();
+    for name in &known {
+        assert!(simulated.contains(&name.as_str()), "no scenario for the workflow {name}");
+    }
+    assert!(known.len() >= 8, "{known:?}");
+}
+
+#[test]
+fn the_same_acts_are_the_same_run() {
+    for scenario in scenarios() {
+        let acts = Acts::from([(40, Act::Killed), (90, Act::Host { autostart: true })]);
+        let (one, two) = (run(scenario, &acts), run(scenario, &acts));
+        assert_eq!(one.reached, two.reached, "{}", scenario.name);
+        assert_eq!(one.verdict.status, two.verdict.status, "{}", scenario.name);
+        let kinds =
+            |ran: &Ran| ran.history.iter().map(|e| std::mem::discriminant(&e.body)).collect::<Vec<_>>();
+        assert_eq!(kinds(&one), kinds(&two), "{}", scenario.name);
+    }
+}
+
+/// Repeats one run, as it was printed by a family that failed.
+#[test]
+fn again() {
+    let Some(again) = setting("VMKEEP_SIM_AGAIN") else { return };
+    let (name, acts): (String, Acts) = serde_json::from_str(&again).unwrap();
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
+    let ran = run(scenario, &acts);
+    for (n, place) in ran.reached.iter().enumerate() {
+        println!("{:4} {:?} {:?} {} {:?}", n + 1, place.side, place.hands, place.what, acts.get(&(n + 1)));
+    }
+    for (n, event) in ran.history.iter().enumerate() {
+        let text = serde_json::to_string(&event.body).unwrap();
+        println!("{:3} {}", n + 1, text.chars().take(400).collect::<String>());
+    }
+    println!("{:#?}", ran.verdict);
+    assert!(ran.verdict.wrong.is_empty());
+}
+
+#[test]
+fn vmkeepd_killed_at_every_boundary_ends_as_if_it_had_not_been() {
+    let cases = each(|_| vec![Act::Killed]);
+    play("killed at every boundary", picked(cases, most(150)));
+}
+
+#[test]
+fn whatever_dies_with_vmkeepd_at_whatever_boundary_the_world_is_whole_in_the_end() {
+    let cases = each(|place| {
+        let mut acts = vec![
+            Act::KilledWithQemu,
+            Act::KilledWithLibvirtd,
+            Act::Host { autostart: true },
+            Act::Host { autostart: false },
+        ];
+        if place.hands == Hands::Libvirt && place.side != Side::After {
+            acts.extend([Act::KilledAndLate(500), Act::KilledAndLate(20_000)]);
+        }
+        acts
+    });
+    play("dead at every boundary", picked(cases, most(150)));
+}
+
+/// Two acts: one at every place, the other some places later.
+fn pairs(count: usize, pick: impl Fn(&mut fastrand::Rng, &[Reached]) -> Acts) -> Vec<Case> {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let all: Vec<_> = scenarios().map(|scenario| (scenario, undisturbed(scenario).reached)).collect();
+    let mut case = || {
+        let (scenario, reached) = &all[random.usize(..all.len())];
+        Case { scenario, acts: pick(&mut random, reached) }
+    };
+    (0..count).map(|_| case()).collect()
+}
+
+fn killed_somehow(random: &mut fastrand::Rng) -> Act {
+    let all = [
+        Act::Killed,
+        Act::Killed,
+        Act::KilledAndLate(500),
+        Act::KilledAndLate(20_000),
+        Act::KilledWithQemu,
+        Act::Host { autostart: true },
+        Act::Host { autostart: false },
+    ];
+    all[random.usize(..all.len())]
+}
+
+fn many(test: usize) -> usize {
+    match most(test) {
+        usize::MAX => 20_000,
+        some => some,
+    }
+}
+
+#[test]
+fn killed_again_while_it_recovers_a_job_still_ends_and_the_world_is_whole() {
+    let cases = pairs(many(120), |random, reached| {
+        let first = 1 + random.usize(..reached.len());
+        let second = first + 1 + random.usize(..60);
+        Acts::from([(first, killed_somehow(random)), (second, killed_somehow(random))])
+    });
+    play("killed, and killed again", cases);
+}
+
+/// From the plan to the switch nothing of the save has begun, and nobody else starts the guest; going back, neither.
+#[test]
+fn a_guest_that_was_to_be_saved_is_started_again_wherever_the_host_went_down() {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == "the classic act").unwrap();
+    let places = undisturbed(scenario).reached.len();
+    let host = Act::Host { autostart: false };
+    let planned = (10..places).step_by(7).map(|at| Acts::from([(at, host)]));
+    let going_back = (60..100).step_by(5).map(|at| Acts::from([(60, Act::Cancel), (at + 1, host)]));
+    let cases = planned.chain(going_back).map(|acts| Case { scenario, acts }).collect();
+    play("the host goes down around a save", cases);
+}
+
+#[test]
+fn whatever_call_fails_in_whatever_way_the_job_ends_or_goes_back() {
+    let cases = each(|place| match (place.hands, place.side) {
+        (Hands::Own, _) => Vec::new(),
+        (Hands::Disk, _) => Vec::new(),
+        (Hands::Libvirt, Side::Before) => vec![
+            Act::Fail(Trouble_::Transient),
+            Act::Fail(Trouble_::Permanent),
+            Act::Fail(Trouble_::NoSpace),
+            Act::Lost,
+            Act::LostAndLate(500),
+            Act::LostAndLate(20_000),
+            Act::FailForEver,
+        ],
+        (Hands::Helper, Side::Before) => vec![Act::Fail(Trouble_::Transient), Act::Fail(Trouble_::Permanent)],
+        (_, Side::After) => vec![Act::Fail(Trouble_::Transient)],
+        (Hands::Libvirt, _) => vec![Act::Lost, Act::LostAndLate(20_000)],
+        (Hands::Helper, _) => vec![Act::Fail(Trouble_::Permanent)],
+    });
+    play("failing at every call", picked(cases, most(150)));
+}
+
+/// An I/O error, no right, no room; once, and again and again. A copy that fails begins again, or the job goes back.
+#[test]
+fn whatever_change_of_a_file_fails_in_whatever_way_the_job_ends_or_goes_back() {
+    let cases = each(|place| {
+        if place.hands != Hands::Disk {
+            return Vec::new();
+        }
+        let mut acts = vec![
+            Act::Fail(Trouble_::Transient),
+            Act::Fail(Trouble_::Permanent),
+            Act::Fail(Trouble_::NoSpace),
+            Act::FailForEver,
+        ];
+        if ROOM.contains(&place.what.as_str()) {
+            acts.push(Act::Full);
+        }
+        acts
+    });
+    play("failing at every change of a file", picked(cases, most(150)));
+}
+
+#[test]
+fn cancelled_anywhere_and_killed_while_it_goes_back_a_job_goes_back_all_the_same() {
+    let cases = pairs(many(120), |random, reached| {
+        let first = 1 + random.usize(..reached.len());
+        let second = first + 1 + random.usize(..60);
+        Acts::from([(first, Act::Cancel), (second, killed_somehow(random))])
+    });
+    play("cancelled, and killed on the way back", cases);
+}
+
+#[test]
+fn an_undo_that_fails_leaves_the_guest_running_and_nothing_lost() {
+    let cases = pairs(many(80), |random, reached| {
+        let first = 1 + random.usize(..reached.len());
+        let second = first + 1 + random.usize(..40);
+        Acts::from([(first, Act::Cancel), (second, Act::FailForEver)])
+    });
+    play("cancelled, and the way back fails", cases);
+}
+
+#[test]
+fn whatever_others_do_at_whatever_moment_no_write_is_lost_and_no_memory_misled() {
+    let cases = each(|_| {
+        let them = [Act::Start, Act::Destroy, Act::Pause, Act::Resume];
+        [Act::Libvirtd, Act::Qemu, Act::QemuAndStart].into_iter().chain(them).collect()
+    });
+    play("others at every boundary", picked(cases, most(150)));
+}

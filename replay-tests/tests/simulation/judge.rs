@@ -1,0 +1,292 @@
+//! What must hold after a run, whatever was done to it.
+
+use std::path::Path;
+
+use vmkeep_steps::hypervisor::fake::Fake;
+use vmkeep_steps::hypervisor::{Layer, PauseReason, RunState};
+use vmkeep_steps::image::root::{Roots, TargetRoot};
+use vmkeep_steps::manifest::{self, catalogue};
+use vmkeep_steps::snapshot::disk::overlay_job;
+use vmkeep_workflow::{Body, Event, JobStatus, JobSummary};
+
+use super::director::{Act, Trouble_};
+use super::run::{Acts, Before, copy, kept};
+use super::scenario::{Purpose, Scenario, Stage, files};
+
+/// How it ended, and what is wrong with that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub status: Option<JobStatus>,
+    /// Of a job that needs attention: the steps and their codes.
+    pub attention: String,
+    /// Why it failed, if it did.
+    pub fault: String,
+    pub wrong: Vec<String>,
+}
+
+/// Acts after which a job may ask for an operator: somebody acted on the domain, libvirt lost its notes, or a call
+/// fails for ever. After all others it has to find its way by itself.
+fn may_need_attention(acts: &Acts) -> bool {
+    acts.values().any(|act| {
+        matches!(
+            act,
+            Act::Libvirtd
+                | Act::KilledWithLibvirtd
+                | Act::Start
+                | Act::Destroy
+                | Act::Pause
+                | Act::Resume
+                | Act::QemuAndStart
+                | Act::FailForEver
+                | Act::Full
+                | Act::Fail(Trouble_::Permanent | Trouble_::NoSpace)
+        )
+    })
+}
+
+pub fn judge(
+    scenario: &Scenario,
+    stage: &Stage,
+    was: &Before,
+    (ended, history): (Option<JobSummary>, &[Event]),
+    acts: &Acts,
+    faults: Vec<String>,
+) -> Verdict {
+    let mut wrong = faults;
+    let status = ended.as_ref().map(|summary| summary.status);
+    let items = ended.iter().flat_map(|summary| &summary.items);
+    let attention: Vec<String> =
+        items.map(|item| format!("{} {} {}", item.step, item.fault.code, item.fault.cause)).collect();
+    let fault = ended.as_ref().and_then(|s| s.fault.as_ref()).map(ToString::to_string).unwrap_or_default();
+    match status {
+        None => wrong.push("the job does not end".to_owned()),
+        Some(JobStatus::NeedsAttention) if !may_need_attention(acts) => {
+            wrong.push(format!("the job needs attention: {}", attention.join("; ")));
+        }
+        Some(JobStatus::Succeeded) => {}
+        Some(_) if acts.is_empty() => wrong.push(format!("undisturbed, it ended otherwise: {fault}")),
+        Some(_) => {}
+    }
+    let succeeded = status == Some(JobStatus::Succeeded);
+    // What was to be taken away may stay, and then the job says so: with its failure, or with a reason.
+    let stays = history.iter().any(|event| match &event.body {
+        Body::StepSucceeded { output, .. } => output.get("stays").is_some(),
+        _ => false,
+    });
+    if stays && acts.is_empty() {
+        wrong.push("undisturbed, something stays".to_owned());
+    }
+    let left = scenario.purpose == Purpose::Tidy && (!succeeded || stays);
+    let attended = status == Some(JobStatus::NeedsAttention) || status.is_none();
+    // Whether somebody had ended the guest before the job knew of it.
+    let ran = history.iter().any(|event| match &event.body {
+        Body::JobPlanned(plan) => scenario.purpose != Purpose::Backup || plan.facts["running"] == true,
+        _ => false,
+    });
+    let end = End { attended, left, succeeded, ran };
+    guest(scenario, stage, was, acts, end, &mut wrong);
+    if !attended && !left {
+        leftovers(scenario, stage, was, succeeded, &mut wrong);
+    }
+    backups(scenario, stage, was, end, &mut wrong);
+    last_cut(stage, &mut wrong);
+    wrong.extend(stage.world.wrong());
+    Verdict { status, attention: attention.join("; "), fault, wrong }
+}
+
+/// What is expected of what the job leaves.
+#[derive(Clone, Copy)]
+struct End {
+    /// It has not ended: it waits for an operator.
+    attended: bool,
+    /// What was there to be taken away may still be there.
+    left: bool,
+    succeeded: bool,
+    /// The guest ran when the job was planned.
+    ran: bool,
+}
+
+fn guest(
+    scenario: &Scenario,
+    stage: &Stage,
+    was: &Before,
+    acts: &Acts,
+    End { attended, left, succeeded, ran }: End,
+    wrong: &mut Vec<String>,
+) {
+    let now = stage.world.picture(&stage.domain.id);
+    let any = |which: fn(&Act) -> bool| acts.values().any(which);
+    if now.frozen {
+        wrong.push("the guest is frozen".to_owned());
+    }
+    let paused_by_them = any(|act| matches!(act, Act::Pause));
+    // A machine with memory that takes the place of one that is off stands still.
+    let ended = any(|act| {
+        matches!(act, Act::KilledWithQemu | Act::Host { .. } | Act::Qemu | Act::QemuAndStart | Act::Destroy)
+    });
+    let may_stand = paused_by_them || attended || (scenario.purpose == Purpose::Exchange && ended);
+    if matches!(now.run, RunState::Paused(_)) && !may_stand && was.picture.run == RunState::Running {
+        wrong.push("the guest stands still".to_owned());
+    }
+    if matches!(now.run, RunState::Paused(PauseReason::Job)) {
+        wrong.push("libvirt's own job is still on".to_owned());
+    }
+    let host = any(|act| matches!(act, Act::Host { .. }));
+    let started_again = if scenario.purpose == Purpose::Backup { ran } else { !host };
+    if was.picture.run == RunState::Running
+        && now.run == RunState::Off
+        && !now.theirs
+        && !attended
+        && started_again
+    {
+        wrong.push("the guest ran, and is off".to_owned());
+    }
+    if attended {
+        return;
+    }
+    if now.jobs > 0 {
+        wrong.push("a block job is left".to_owned());
+    }
+    if !left && (now.marker.is_some() || now.noted.is_some()) {
+        wrong.push(format!("a mark is left: {:?} {:?}", now.marker, now.noted));
+    }
+    if now.persistent != now.durable {
+        wrong.push("the definition is not durable".to_owned());
+    }
+    for (who, named) in
+        [("QEMU", &now.qemu), ("the live definition", &now.live), ("the definition", &now.persistent)]
+    {
+        if let Some(path) = named.iter().find(|path| overlay_job(path).is_some()) {
+            wrong.push(format!("{who} names {}", path.display()));
+        }
+        if !named.is_empty() && *named != now.persistent {
+            wrong.push(format!("{who} names {named:?}, and the definition {:?}", now.persistent));
+        }
+    }
+    let same = now.persistent == was.picture.persistent;
+    if same == (scenario.purpose == Purpose::Exchange && succeeded) {
+        wrong.push(format!("the disks are {:?}, and were {:?}", now.persistent, was.picture.persistent));
+    }
+}
+
+fn leftovers(scenario: &Scenario, stage: &Stage, was: &Before, succeeded: bool, wrong: &mut Vec<String>) {
+    let images = files(&stage.at("images"));
+    let new: Vec<_> = images.difference(&was.images).collect();
+    let gone: Vec<_> = was.images.difference(&images).collect();
+    let expected_new =
+        if scenario.purpose == Purpose::Exchange && succeeded && scenario.workflow != "restore-undo" {
+            scenario.formats.len()
+        } else {
+            0
+        };
+    let expected_gone =
+        if scenario.purpose == Purpose::Discard && succeeded { scenario.formats.len() } else { 0 };
+    if new.len() != expected_new || gone.len() != expected_gone {
+        wrong.push(format!("beside the images: new {new:?}, gone {gone:?}"));
+    }
+    let ram = files(&stage.at("ram"));
+    if !ram.is_empty() {
+        wrong.push(format!("left on the RAM disk: {ram:?}"));
+    }
+    let kept_now = kept(&stage.at("restored"));
+    let expected = match (scenario.purpose, succeeded) {
+        (Purpose::Exchange, true) if scenario.workflow == "restore-in-place" => was.kept + 1,
+        (Purpose::Discard, true) => was.kept - 1,
+        _ => was.kept,
+    };
+    if kept_now != expected {
+        wrong.push(format!("{kept_now} machines are kept aside, and not {expected}"));
+    }
+    if scenario.purpose == Purpose::Another {
+        let there = stage.world.picture(&copy());
+        let left = files(&stage.at("restored/copy"));
+        if there.there != succeeded {
+            wrong.push(format!("the new domain is there: {}", there.there));
+        }
+        if !succeeded && !left.is_empty() {
+            wrong.push(format!("left of the new domain: {left:?}"));
+        }
+        if succeeded && left.len() != scenario.formats.len() {
+            wrong.push(format!("files of the new domain: {left:?}"));
+        }
+    }
+}
+
+fn backups(
+    scenario: &Scenario,
+    stage: &Stage,
+    was: &Before,
+    End { attended, left, succeeded, .. }: End,
+    wrong: &mut Vec<String>,
+) {
+    let root = TargetRoot::open(&stage.at("backups")).unwrap();
+    let roots = Roots::open([stage.at("backups")]).unwrap();
+    let mut whole = 0;
+    for entry in catalogue::scan(&root).unwrap() {
+        match entry {
+            catalogue::Entry::Backup { stored, path } => {
+                whole += 1;
+                wrong.extend(backup(stage, &stored.manifest, &path, &roots));
+            }
+            _ if attended || left => {}
+            other => wrong.push(format!("no backup, and left: {other:?}")),
+        }
+    }
+    let expected = match (scenario.purpose, succeeded) {
+        (Purpose::Backup, true) => was.backups + 1,
+        (Purpose::Fewer(n), true) => was.backups - n,
+        _ => was.backups,
+    };
+    if whole != expected && !attended {
+        wrong.push(format!("{whole} backups, and not {expected}"));
+    }
+}
+
+/// A backup is of one instant, and its memory of the same.
+fn backup(stage: &Stage, manifest: &manifest::Manifest, folder: &Path, roots: &Roots) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut ticks = Vec::new();
+    for file in &manifest.files {
+        let there = roots.open_folder(folder).unwrap().stat(&file.name).unwrap();
+        if there.is_none_or(|stat| u64::try_from(stat.st_size).ok() != Some(file.size)) {
+            wrong.push(format!("{} of a backup is not there, or not whole", file.name.as_str()));
+        }
+    }
+    for disk in &manifest.disks {
+        let layer = |name| {
+            let format =
+                manifest.file(name).and_then(|file| file.format).map_or("raw", |format| format.as_str());
+            Layer { path: folder.join(name.as_str()), format: format.to_owned() }
+        };
+        let chain: Vec<Layer> = disk.chain.iter().map(layer).collect();
+        match Fake::ticks(&[chain]) {
+            Ok(tick) => ticks.extend(tick),
+            Err(e) => wrong.push(format!("a disk of a backup cannot be read: {e}")),
+        }
+    }
+    let (least, most) = (ticks.iter().min(), ticks.iter().max());
+    if least.zip(most).is_some_and(|(least, most)| most - least >= ticks.len().max(2) as u64) {
+        wrong.push(format!("a backup of {} is of several instants: {ticks:?}", stage.domain.name));
+    }
+    if let Some(saved) = manifest.memory.saved() {
+        match Fake::memory_in(&folder.join(saved.file.as_str())) {
+            Ok(memory) if memory.values().copied().collect::<Vec<_>>() == ticks => {}
+            Ok(memory) => wrong.push(format!("a backup's memory knows {memory:?}, its disks hold {ticks:?}")),
+            Err(e) => wrong.push(format!("a backup's memory cannot be read: {e}")),
+        }
+    }
+    wrong
+}
+
+/// The host goes down once more, and the guest is started by whoever comes first: it finds all that it wrote.
+fn last_cut(stage: &Stage, wrong: &mut Vec<String>) {
+    stage.world.power_cut(true);
+    stage.world.operator_starts(&stage.domain.id);
+    stage.world.operator_pauses(&stage.domain.id, false);
+    for _ in 0..4 {
+        stage.world.pass();
+    }
+    if stage.world.picture(&stage.domain.id).run != RunState::Running {
+        wrong.push("after a last power cut the domain does not start".to_owned());
+    }
+}
