@@ -199,7 +199,7 @@ pub struct Snapshot {
     /// The largest memory image: 8G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
-    /// The longest time for saving memory: 5m
+    /// The longest time for saving memory: 5m (0s: none; with `--on-busy-memory pause` the guest is stopped at once)
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     pub memory_time: Option<Duration>,
     /// When memory changes faster than it can be saved, or is too large

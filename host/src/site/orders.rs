@@ -57,7 +57,7 @@ pub(super) fn snapshot(
         target: target.clone(),
         memory: request.memory.then(|| MemoryOptions {
             bytes: request.memory_limit.or(config.limits.memory),
-            seconds: Some(memory_time.as_secs().max(1)),
+            seconds: Some(whole_seconds(memory_time)),
             if_slow: match request.on_busy_memory {
                 OnBusyMemory::Pause => IfSlow::Pause,
                 OnBusyMemory::DiskOnly => IfSlow::DiskOnly,
@@ -104,6 +104,11 @@ pub(super) fn snapshot(
         options: json(&options)?,
         limits: limits(config, &target),
     })
+}
+
+/// A limit in whole seconds: a part of one counts as one, and none stays none.
+fn whole_seconds(span: Duration) -> u64 {
+    span.as_secs() + u64::from(span.subsec_nanos() > 0)
 }
 
 /// The order for a restore. Its subject is the new domain.
@@ -226,6 +231,12 @@ mod tests {
         assert_eq!((options.target.to_str(), options.bandwidth), (Some("/b"), 77));
         assert_eq!(options.memory.unwrap().seconds, Some(600));
         assert_eq!(options.keep, Some(5));
+        for (asked, seconds) in [(0, 0), (1, 1), (1500, 2), (60_000, 60)] {
+            let limited = SnapshotRequest { memory_time_ms: Some(asked), ..request.clone() };
+            let order = snapshot(&config(), &limited, &domain()).unwrap();
+            let options = SnapshotOptions::deserialize(&order.options).unwrap();
+            assert_eq!(options.memory.unwrap().seconds, Some(seconds), "{asked} ms");
+        }
         let all = SnapshotRequest { keep: Some(0), ..request.clone() };
         let all = snapshot(&config(), &all, &domain()).unwrap();
         assert_eq!(SnapshotOptions::deserialize(&all.options).unwrap().keep, None, "0 keeps all");

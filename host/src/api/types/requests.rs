@@ -80,7 +80,7 @@ pub struct SnapshotRequest {
     pub disks: Vec<String>,
     /// The largest memory image in bytes; absent: the configured limit.
     pub memory_limit: Option<u64>,
-    /// The longest time for saving memory; absent: the configured limit.
+    /// The longest time for saving memory, in whole seconds (a part of one counts as one); absent: the configured limit.
     pub memory_time_ms: Option<u64>,
     /// What to do when memory is too busy.
     #[serde(default)]
