@@ -63,11 +63,13 @@ impl Board {
     }
 }
 
-/// A reader of one serial file, with a thread of its own.
+/// A reader of one serial file, with a thread of its own that dates the lines as they arrive. Whoever asks sees all that is
+/// in the file at that moment, also what the thread has not come to yet.
 #[derive(Debug)]
 pub struct Console {
     path: PathBuf,
     board: Arc<Board>,
+    tail: Arc<Mutex<Tail>>,
     watch: Option<(Arc<OwnedFd>, i32, JoinHandle<()>)>,
 }
 
@@ -82,12 +84,13 @@ impl Console {
         let board = Arc::new(Board::default());
         let mut tail = Tail::new(path);
         tail.read(&board, None); // what is there already is not dated
+        let tail = Arc::new(Mutex::new(tail));
         let thread = {
-            let (fd, board) = (Arc::clone(&fd), Arc::clone(&board));
-            std::thread::Builder::new().name("console".into()).spawn(move || follow(&fd, &board, &mut tail))
+            let (fd, board, tail) = (Arc::clone(&fd), Arc::clone(&board), Arc::clone(&tail));
+            std::thread::Builder::new().name("console".into()).spawn(move || follow(&fd, &board, &tail))
         };
         let thread = thread.doing("watch", path)?;
-        Ok(Self { path: path.to_owned(), board, watch: Some((fd, wd, thread)) })
+        Ok(Self { path: path.to_owned(), board, tail, watch: Some((fd, wd, thread)) })
     }
 
     /// The file.
@@ -95,19 +98,25 @@ impl Console {
         &self.path
     }
 
+    /// What is known, after a look at the file.
+    fn now(&self) -> MutexGuard<'_, Shared> {
+        read(&self.tail, &self.board);
+        self.board.lock()
+    }
+
     /// All ticks so far, in the order in which they were printed.
     pub fn ticks(&self) -> Vec<TickLine> {
-        self.board.lock().ticks.clone()
+        self.now().ticks.clone()
     }
 
     /// All lines that are not ticks.
     pub fn other_lines(&self) -> Vec<String> {
-        self.board.lock().other.clone()
+        self.now().other.clone()
     }
 
     /// The last tick printed.
     pub fn last(&self) -> Option<TickLine> {
-        self.board.lock().ticks.last().copied()
+        self.now().ticks.last().copied()
     }
 
     /// Waits until `condition` gives a value; it is asked after every change. It sees ticks and other lines.
@@ -140,7 +149,7 @@ impl Console {
 
     /// The longest time between two ticks of one boot that both lie in `from..=to`. `None` if there are not two.
     pub fn longest_gap(&self, from: u64, to: u64) -> Option<Gap> {
-        longest_gap(&self.board.lock().ticks, from, to)
+        longest_gap(&self.now().ticks, from, to)
     }
 
     /// Ticks that were printed, and printed again later by another boot: the guest had lost what it had flushed.
@@ -151,7 +160,7 @@ impl Console {
 
     /// The same of the ticks after the first so many: what was there before was another machine.
     pub fn lost_since(&self, first: usize) -> Vec<u64> {
-        lost(&self.board.lock().ticks[first..])
+        lost(&self.now().ticks[first..])
     }
 }
 
@@ -167,12 +176,16 @@ impl Drop for Console {
     }
 }
 
-fn follow(fd: &OwnedFd, board: &Board, tail: &mut Tail) {
+fn read(tail: &Mutex<Tail>, board: &Board) {
+    tail.lock().unwrap_or_else(PoisonError::into_inner).read(board, Some(Instant::now()));
+}
+
+fn follow(fd: &OwnedFd, board: &Board, tail: &Mutex<Tail>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut events = inotify::Reader::new(fd, &mut buffer);
     loop {
         // Read before the first event too: the file may have grown since it was opened.
-        tail.read(board, Some(Instant::now()));
+        read(tail, board);
         match events.next() {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
@@ -184,6 +197,7 @@ fn follow(fd: &OwnedFd, board: &Board, tail: &mut Tail) {
     }
 }
 
+#[derive(Debug)]
 struct Tail {
     path: PathBuf,
     file: Option<fs::File>,

@@ -17,10 +17,10 @@ fn memory_that_takes_too_long_ends_as_the_caller_chose_and_the_guest_runs_on() {
         let bed = Bed::boot(&GuestSpec::new("web1").disk(disk()).disk(disk().raw()).memory_mib(2600));
         let host = &bed.host;
         let _daemon = host.daemon();
-        // More than can be written within the limit, and some of it changes all the time.
+        // More than can be written before vmkeepd looks for the first time, and some of it changes all the time.
         bed.guest.send("hold 2000 7").unwrap();
         bed.guest.send("mem 100 0").unwrap();
-        let job = host.begin(&["snapshot", "web1", "--memory-time", "1s", "--on-busy-memory", choice]);
+        let job = host.begin(&["snapshot", "web1", "--memory-time", "0s", "--on-busy-memory", choice]);
         let code = if consistency.is_some() { 0 } else { 97 };
         assert_eq!(ended(host, &job), (status.to_owned(), code), "{}", host.ok(&["job", "explain", &job]));
         bed.assert_back_home();
