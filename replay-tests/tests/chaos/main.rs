@@ -159,6 +159,12 @@ impl Chaos {
                     self.bed.guest.start().unwrap();
                     self.bed.host.ok(&["job", "settle", job]);
                 }
+                // Somebody has started the new machine while the job went back: it is given up.
+                76 => {
+                    let _ = self.bed.guest.destroy();
+                    self.harm.qemu_ended = true;
+                    self.bed.host.ok(&["job", "settle", job]);
+                }
                 other => panic!("error {other} needs attention\n{row:#}\n{}", self.bed.host.story(job)),
             }
             until("the job to go on", || {

@@ -13,7 +13,7 @@ use vmkeep_workflow::{JobStatus, replay};
 
 use super::director::{Act, ROOM, Reached, Trouble_};
 use super::run::{Acts, Ran, run};
-use super::scenario::{SCENARIOS, Scenario};
+use super::scenario::{Purpose, SCENARIOS, Scenario};
 
 /// A run to be made.
 struct Case {
@@ -293,6 +293,25 @@ fn a_guest_that_was_to_be_saved_is_started_again_wherever_the_host_went_down() {
     let going_back = (60..100).step_by(5).map(|at| Acts::from([(60, Act::Cancel), (at + 1, host)]));
     let cases = planned.chain(going_back).map(|acts| Case { scenario, acts }).collect();
     play("the host goes down around a save", cases);
+}
+
+/// Between two looks of the way back too: what somebody runs has the definition that names its disks.
+#[test]
+fn a_machine_that_somebody_starts_while_its_exchange_goes_back_is_never_one_that_its_definition_does_not_name()
+ {
+    let exchanges = SCENARIOS.iter().filter(|scenario| matches!(scenario.purpose, Purpose::Exchange));
+    let cases: Vec<Case> = exchanges
+        .flat_map(|scenario| {
+            let reached = undisturbed(scenario).reached;
+            let begun = reached.iter().rposition(|place| place.what.starts_with("start")).unwrap();
+            let cancelled = begun + 2;
+            let starts = cancelled + 1..cancelled + 60;
+            starts
+                .map(move |at| Acts::from([(cancelled, Act::Cancel), (at, Act::Start)]))
+                .map(move |acts| Case { scenario, acts })
+        })
+        .collect();
+    play("started on the way back", cases);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Before and after it the definition names a complete set of disks: the old machine's or the new one's. The domain must
 //! be off: a guest that somebody starts in the very moment of the change runs on the old disks with the new definition,
 //! so whether it is off is asked again afterwards, and the definition put back if it is not. A start *after* the change
-//! is answered by the next step.
+//! is answered by the next step. The way back is the same with the machines exchanged: a guest that runs on the new disks
+//! is somebody's, and never gets a definition that names others.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -80,14 +81,40 @@ impl SwapInput {
         }
     }
 
-    /// Whether QEMU writes to a disk that is not the new machine's.
-    fn on_old_disks(&self, seen: &Observation) -> bool {
-        let Some(qemu) = &seen.qemu else { return seen.state.is_active() };
-        self.new.disks.iter().any(|(target, layer)| qemu.top(target).is_none_or(|top| top != layer.path))
+    /// On whose disks the domain runs. QEMU's own word counts, whatever libvirt said a moment before.
+    fn runs_on(&self, seen: &Observation) -> RunsOn {
+        let Some(qemu) = &seen.qemu else {
+            return if seen.state.is_active() || seen.live.is_some() {
+                RunsOn::Unknown
+            } else {
+                RunsOn::Nothing
+            };
+        };
+        let is_new =
+            |(target, layer): &(Target, Layer)| qemu.top(target).is_some_and(|top| top == layer.path);
+        if self.new.disks.iter().all(is_new) { RunsOn::New } else { RunsOn::Old }
     }
 }
 
+/// On whose disks a domain runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RunsOn {
+    /// It is off.
+    Nothing,
+    /// At least one is not the new machine's.
+    Old,
+    New,
+    /// It is being started, or has just ended.
+    Unknown,
+}
+
 const DOING: &str = "give the domain its other disks";
+const BACK: &str = "give the domain its old definition back";
+
+fn in_between(doing: &str, domain: &DomainRef) -> Fault {
+    let cause = "somebody is starting or ending it: on which disks it runs cannot be told yet";
+    Fault::transient(codes::CANNOT_DEFINE_MACHINE, doing, &domain.name, cause)
+}
 
 fn changed(domain: &DomainRef) -> Fault {
     let cause = "somebody has changed the disks of its definition meanwhile";
@@ -105,6 +132,12 @@ impl SwapDefinition {
         }
     }
 
+    /// The definition of the new machine, with our marker.
+    fn new_definition(&self, cx: &StepContext, input: &SwapInput) -> Result<String, HvError> {
+        let marker = Marker { store: input.store.clone(), job: cx.job.to_string(), hold: None };
+        self.0.hypervisor.with_marker(&input.new.definition, &marker)
+    }
+
     async fn define_new(&self, xml: &str, input: &SwapInput) -> Result<(), Fault> {
         let fault = |e: HvError| match e.trouble {
             Trouble::Exists => Fault::permanent(codes::DOMAIN_EXISTS, DOING, &input.domain.name, &e),
@@ -114,9 +147,33 @@ impl SwapDefinition {
     }
 
     async fn back(&self, input: &SwapInput, old: &Machine) -> Result<(), Fault> {
-        let doing = "give the domain its old definition back";
         let back = self.0.hypervisor.redefine(&input.domain.id, &old.definition).await;
-        back.map_err(|e| on_the_way_back(e, codes::UNDO_FAILED, doing, &input.domain.name))
+        back.map_err(|e| on_the_way_back(e, codes::UNDO_FAILED, BACK, &input.domain.name))
+    }
+
+    /// Refuses to go back while somebody runs the new machine, and lets the definition name what it runs on: what it
+    /// writes would be lost at its next start otherwise.
+    async fn not_somebodys(
+        &self,
+        cx: &StepContext,
+        input: &SwapInput,
+        seen: &Observation,
+        names: Option<Names>,
+    ) -> Result<(), Fault> {
+        let name = input.domain.name.as_str();
+        match input.runs_on(seen) {
+            RunsOn::Nothing | RunsOn::Old => return Ok(()),
+            RunsOn::Unknown => return Err(in_between(BACK, &input.domain)),
+            RunsOn::New => {}
+        }
+        if names != Some(Names::New) {
+            let fault = |e: HvError| on_the_way_back(e, codes::UNDO_FAILED, BACK, name);
+            let xml = self.new_definition(cx, input).map_err(fault)?;
+            self.0.hypervisor.redefine(&input.domain.id, &xml).await.map_err(fault)?;
+        }
+        let cause = "somebody has started it from its new disks: it is theirs now";
+        Err(Fault::permanent(codes::UNDO_FAILED, BACK, name, cause)
+            .remedy(format!("If it is not needed: virsh destroy {}; then settle the job", input.domain.id)))
     }
 }
 
@@ -129,8 +186,7 @@ impl Step for SwapDefinition {
     async fn run(&self, cx: &StepContext, input: SwapInput) -> Result<(), Fault> {
         let hypervisor = &self.0.hypervisor;
         let fault = |e: HvError| e.fault(codes::CANNOT_DEFINE_MACHINE, DOING, &input.domain.name);
-        let marker = Marker { store: input.store.clone(), job: cx.job.to_string(), hold: None };
-        let xml = hypervisor.with_marker(&input.new.definition, &marker).map_err(fault)?;
+        let xml = self.new_definition(cx, &input).map_err(fault)?;
         let Some(seen) = self.look(&input).await? else {
             if input.old.is_some() {
                 let cause = "somebody has removed its definition meanwhile";
@@ -146,24 +202,31 @@ impl Step for SwapDefinition {
         let Some(definition) = &seen.persistent else { return Err(changed(&input.domain)) };
         match (input.names(definition), &input.old) {
             (Names::Other, _) => return Err(changed(&input.domain)),
-            (Names::New, Some(old)) if input.on_old_disks(&seen) => {
-                self.back(&input, old).await?;
-                return must_be_off(&self.0, &input.domain, DOING).await;
-            }
-            // The effect of an attempt that was cut off; or somebody has started the new machine already.
-            (Names::New, _) => return hypervisor.sync_definitions().await.map_err(fault),
+            (Names::New, Some(old)) => match input.runs_on(&seen) {
+                RunsOn::Old => {
+                    self.back(&input, old).await?;
+                    return must_be_off(&self.0, &input.domain, DOING).await;
+                }
+                RunsOn::Unknown => return Err(in_between(DOING, &input.domain).in_doubt()),
+                // The effect of an attempt that was cut off; or somebody has started the new machine already.
+                RunsOn::New | RunsOn::Nothing => return hypervisor.sync_definitions().await.map_err(fault),
+            },
+            (Names::New, None) => return hypervisor.sync_definitions().await.map_err(fault),
             (Names::Old, _) => must_be_off(&self.0, &input.domain, DOING).await?,
         }
         hypervisor.redefine(&input.domain.id, &xml).await.map_err(fault)?;
         let Some(seen) = self.look(&input).await.map_err(Fault::in_doubt)? else {
             return Err(changed(&input.domain).in_doubt());
         };
-        if let Some(old) = input.old.as_ref().filter(|_| input.on_old_disks(&seen)) {
-            self.back(&input, old).await.map_err(Fault::in_doubt)?;
-            must_be_off(&self.0, &input.domain, DOING).await?;
-            return Err(changed(&input.domain).in_doubt());
+        match (input.runs_on(&seen), &input.old) {
+            (RunsOn::Old, Some(old)) => {
+                self.back(&input, old).await.map_err(Fault::in_doubt)?;
+                must_be_off(&self.0, &input.domain, DOING).await?;
+                Err(changed(&input.domain).in_doubt())
+            }
+            (RunsOn::Unknown, Some(_)) => Err(in_between(DOING, &input.domain).in_doubt()),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn probe(&self, cx: &StepContext, input: SwapInput) -> Verdict<()> {
@@ -180,7 +243,10 @@ impl Step for SwapDefinition {
             return Verdict::Diverged("the domain has no persistent definition any more".to_owned());
         };
         match input.names(definition) {
-            Names::New if input.old.is_some() && input.on_old_disks(&seen) => {
+            Names::New if input.old.is_some() && input.runs_on(&seen) == RunsOn::Unknown => {
+                Verdict::Unknown(in_between(DOING, &input.domain).cause)
+            }
+            Names::New if input.old.is_some() && input.runs_on(&seen) == RunsOn::Old => {
                 fence::not_done(hypervisor, id, cx.still_running).await
             }
             Names::New => match hypervisor.sync_definitions().await {
@@ -192,35 +258,31 @@ impl Step for SwapDefinition {
         }
     }
 
-    async fn undo(&self, _: &StepContext, input: SwapInput, _: Option<()>) -> Result<(), Fault> {
-        let doing = "give the domain its old definition back";
+    async fn undo(&self, cx: &StepContext, input: SwapInput, _: Option<()>) -> Result<(), Fault> {
         let hypervisor = &self.0.hypervisor;
         let name = input.domain.name.as_str();
-        let fault = |e: HvError| on_the_way_back(e, codes::UNDO_FAILED, doing, name);
+        let fault = |e: HvError| on_the_way_back(e, codes::UNDO_FAILED, BACK, name);
         let Some(seen) = self.look(&input).await? else { return Ok(()) };
-        let Some(definition) = &seen.persistent else { return Ok(()) };
-        let Some(old) = &input.old else {
-            return hypervisor.undefine(&input.domain.id).await.map_err(fault);
-        };
-        match input.names(definition) {
-            Names::Old => return hypervisor.sync_definitions().await.map_err(fault),
-            Names::Other => {
-                let cause = "somebody has changed the domain's disks meanwhile";
-                return Err(Fault::permanent(Code::EFFECT_DIVERGED, doing, name, cause).remedy(format!(
-                    "The old definition lies in the folder of what is kept aside; see `virsh dumpxml {}`, then settle the job",
-                    input.domain.id
-                )));
-            }
-            Names::New => {}
+        let names = seen.persistent.as_ref().map(|definition| input.names(definition));
+        if names == Some(Names::Other) {
+            let cause = "somebody has changed the domain's disks meanwhile";
+            let (id, old) = (input.domain.id, "the old definition lies in the folder of what is kept aside");
+            let remedy = match input.old {
+                Some(_) => format!("See `virsh dumpxml {id}`; {old}. Then settle the job"),
+                None => format!("If it is not needed: virsh undefine {id}; then settle the job"),
+            };
+            return Err(Fault::permanent(Code::EFFECT_DIVERGED, BACK, name, cause).remedy(remedy));
         }
-        if seen.state.is_active() && !input.on_old_disks(&seen) {
-            let cause = "somebody has started it from its new disks: it is theirs now";
-            return Err(Fault::permanent(codes::UNDO_FAILED, doing, name, cause).remedy(format!(
-                "If it is not needed: virsh destroy {}; then settle the job",
-                input.domain.id
-            )));
+        self.not_somebodys(cx, &input, &seen, names).await?;
+        match (names, &input.old) {
+            (None, _) => return Ok(()),
+            (Some(_), None) => hypervisor.undefine(&input.domain.id).await.map_err(fault)?,
+            (Some(Names::New), Some(old)) => self.back(&input, old).await?,
+            (Some(_), Some(_)) => hypervisor.sync_definitions().await.map_err(fault)?,
         }
-        self.back(&input, old).await
+        // Somebody may have started the new machine while its definition was taken away.
+        let Some(seen) = self.look(&input).await? else { return Ok(()) };
+        self.not_somebodys(cx, &input, &seen, input.old.as_ref().map(|_| Names::Old)).await
     }
 
     async fn probe_undo(&self, cx: &StepContext, input: SwapInput, _: Option<()>) -> Verdict<()> {
