@@ -1,6 +1,6 @@
 //! The backups that are there, with what marks say of them (`FORMAT.md`, §2, §5 and §6).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -11,6 +11,7 @@ use crate::error::VaultError;
 use crate::header::FORMAT;
 use crate::ids::{BackupId, DomainId, LeaseId, MarkId};
 use crate::manifest::Manifest;
+use crate::marks::Marks;
 use crate::names::{MarkKind, ObjectName};
 use crate::vault::Vault;
 
@@ -81,7 +82,7 @@ pub struct Backup {
 #[derive(Debug, Default)]
 pub struct Backups {
     manifests: BTreeMap<BackupId, Vec<Backup>>,
-    marks: BTreeMap<BackupId, BTreeSet<(MarkKind, MarkId)>>,
+    marks: Marks,
 }
 
 impl Backups {
@@ -91,13 +92,18 @@ impl Backups {
     /// What the backend could not do. A manifest that cannot be read is told beside the others.
     pub async fn load(vault: &Vault, domain: Option<DomainId>) -> Result<Self, VaultError> {
         let prefix = domain.map_or_else(|| "backups/".to_owned(), |domain| format!("backups/{domain}/"));
-        let names: Vec<ObjectName> = vault.list(&prefix).await?.into_iter().map(|(name, _)| name).collect();
-        let mut all = Self::default();
-        for (name, _) in vault.list("marks/").await? {
-            if let ObjectName::Mark(backup, kind, mark) = name {
-                all.marks.entry(backup).or_default().insert((kind, mark));
-            }
+        let names = names(vault, &prefix).await?;
+        let mut all = Self { manifests: BTreeMap::new(), marks: Marks::list(vault).await? };
+        all.read(vault, names).await?;
+        if domain.is_none() && !all.missing().is_empty() {
+            // Committed and checked between the two lists, or gone: the next list of manifests tells.
+            let names = names_of(vault, &prefix, &all.missing()).await?;
+            all.read(vault, names).await?;
         }
+        Ok(all)
+    }
+
+    async fn read(&mut self, vault: &Vault, names: Vec<ObjectName>) -> Result<(), VaultError> {
         let mut read = futures_util::stream::iter(names)
             .map(|name| async move { Ok::<_, VaultError>((vault.get(&name).await?, name)) })
             .buffer_unordered(AT_ONCE);
@@ -109,9 +115,9 @@ impl Backups {
             };
             let manifest = decode(vault, &name, &object);
             let one = Backup { domain: *domain, lease: *lease, manifest };
-            all.manifests.entry(*backup).or_default().push(one);
+            self.manifests.entry(*backup).or_default().push(one);
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Each backup with the manifest to read it by: two of one backup are the same, and one that cannot be read does not
@@ -137,7 +143,18 @@ impl Backups {
 
     /// The marks of a backup.
     pub fn marks(&self, backup: BackupId) -> impl Iterator<Item = (MarkKind, MarkId)> {
-        self.marks.get(&backup).into_iter().flatten().copied()
+        self.marks.of(backup)
+    }
+
+    /// All marks, as they were listed.
+    #[must_use]
+    pub fn all_marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// All manifests that are there, with those that say the same as another.
+    pub fn all_manifests(&self) -> impl Iterator<Item = (BackupId, &Backup)> {
+        self.manifests.iter().flat_map(|(id, all)| all.iter().map(|one| (*id, one)))
     }
 
     /// Backups that were checked once and whose manifest is not there, although nobody pruned them.
@@ -148,8 +165,19 @@ impl Backups {
                 && self.has(**backup, MarkKind::Checked)
                 && !self.has(**backup, MarkKind::Prune)
         };
-        self.marks.keys().filter(gone).copied().collect()
+        self.marks.backups().filter(gone).copied().collect()
     }
+}
+
+async fn names(vault: &Vault, prefix: &str) -> Result<Vec<ObjectName>, VaultError> {
+    Ok(vault.list(prefix).await?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The manifests of some backups.
+async fn names_of(vault: &Vault, prefix: &str, of: &[BackupId]) -> Result<Vec<ObjectName>, VaultError> {
+    let mut names = names(vault, prefix).await?;
+    names.retain(|name| matches!(name, ObjectName::Manifest(_, backup, _) if of.contains(backup)));
+    Ok(names)
 }
 
 /// Reads a manifest.

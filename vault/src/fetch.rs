@@ -192,6 +192,30 @@ impl Fetcher {
         })
     }
 
+    /// What stands at a place, once it is proven to be what its id says: to be moved as it is. Nothing if it is no good.
+    ///
+    /// # Errors
+    /// What the backend could not do: that proves nothing.
+    pub(crate) async fn proven(&self, id: BlobId, place: Place) -> Result<Option<Encoded>, VaultError> {
+        let Ok(blob) = self.stored(id, place).await? else { return Ok(None) };
+        let BlobType::Node(level) = place.kind else {
+            let (keys, ids) = (self.vault.keys().clone(), self.ids.clone());
+            let prove = move || blob.open_checked(&keys, &ids, place.kind, id).is_ok().then_some(blob);
+            return Ok(tokio::task::spawn_blocking(prove).await?);
+        };
+        if !place.coding.is_patch() {
+            let plain = blob.open_checked(self.vault.keys(), &self.ids, place.kind, id);
+            let good = plain.and_then(|plain| Node::decode(level, &plain)).is_ok();
+            return Ok(good.then_some(blob));
+        }
+        let Ok(patch) = blob.open(self.vault.keys()).and_then(|plain| Patch::decode(&plain)) else {
+            return Ok(None);
+        };
+        let Some(base) = self.full_node(level, patch.base).await? else { return Ok(None) };
+        let node = patch.apply(&base);
+        Ok((!node.is_zero() && node.id(&self.ids) == id).then_some(blob))
+    }
+
     async fn search(&self, kind: BlobType, id: BlobId) -> Result<Opened, VaultError> {
         let mut bad: Vec<(Place, Bad)> = Vec::new();
         for again in [false, true] {

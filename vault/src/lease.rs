@@ -4,6 +4,7 @@
 //! nothing in flight any more. It is never ended for a process that died, nor when it is merely dropped: a put may be on its
 //! way. Anybody may revoke it at any time: that is always safe, and costs its holder a settlement.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,13 +21,16 @@ use crate::vault::Vault;
 /// How often a lease shows that it is alive.
 pub const BEAT: Duration = Duration::from_secs(300);
 
-/// What a lease says of its holder. For people: nothing relies on it.
+/// What a lease says of its holder. For people, but for the last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The host's name.
     pub host: String,
     /// What for.
     pub purpose: String,
+    /// Whether it collects. This is relied upon: two that collect are never both unrevoked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub collects: bool,
 }
 
 /// A lease that is held.
@@ -135,6 +139,56 @@ pub async fn parts(vault: &Vault, id: LeaseId) -> Result<Vec<LeasePart>, VaultEr
             _ => None,
         })
         .collect())
+}
+
+/// What is there of a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether it says who it is.
+    pub begun: bool,
+    /// The last time that it showed that it is alive.
+    pub beat: Option<u64>,
+    /// Whether its holder has nothing in flight any more.
+    pub ended: bool,
+    /// Whether nobody waits for it any more.
+    pub revoked: bool,
+}
+
+impl Standing {
+    /// Whether nobody has to wait for it.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        self.ended || self.revoked
+    }
+}
+
+/// All leases that are there.
+///
+/// # Errors
+/// What the backend could not do.
+pub async fn all(vault: &Vault) -> Result<BTreeMap<LeaseId, Standing>, VaultError> {
+    let mut all: BTreeMap<LeaseId, Standing> = BTreeMap::new();
+    for (name, _) in vault.list("leases/").await? {
+        let ObjectName::Lease(lease, part) = name else { continue };
+        let standing = all.entry(lease).or_default();
+        match part {
+            LeasePart::Begun => standing.begun = true,
+            LeasePart::Beat(n) => standing.beat = standing.beat.max(Some(n)),
+            LeasePart::Ended => standing.ended = true,
+            LeasePart::Revoked => standing.revoked = true,
+        }
+    }
+    Ok(all)
+}
+
+/// Whether a lease is a collector's. One that does not say so in a way that can be read counts as one.
+///
+/// # Errors
+/// What the backend could not do.
+pub async fn collects(vault: &Vault, lease: LeaseId) -> Result<bool, VaultError> {
+    let name = ObjectName::Lease(lease, LeasePart::Begun);
+    let Some(object) = vault.get(&name).await? else { return Ok(false) };
+    Ok(codec::decode::<Holder>(vault.keys(), &name, &object).map_or(true, |holder| holder.collects))
 }
 
 /// Revokes a lease: nobody waits for it any more, and its holder will find out. Always safe.

@@ -5,13 +5,14 @@
 //!
 //! From the bottom: [`ids`] and [`names`]; the [`envelope`] of every object; [`keys`]; [`blob`], [`node`] and [`pack`];
 //! [`tree`]s; the [`header`] and the [`vault`] itself; the [`index`]; [`lease`]s, [`manifest`]s and [`backups`]; and what
-//! is done with all of that: [`mod@write`], [`read`].
+//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`].
 
 pub mod backend;
 pub mod backups;
 pub mod blob;
 pub mod check;
 pub mod codec;
+pub mod collect;
 pub mod envelope;
 pub mod error;
 pub mod features;
@@ -22,6 +23,8 @@ pub mod index;
 pub mod keys;
 pub mod lease;
 pub mod manifest;
+pub mod marks;
+mod mutation;
 pub mod names;
 pub mod node;
 pub mod pack;
@@ -30,6 +33,7 @@ pub mod settle;
 pub mod tree;
 pub mod vault;
 mod walk;
+pub mod watch;
 pub mod write;
 
 #[cfg(test)]

@@ -182,7 +182,11 @@ pub(crate) async fn prepare(session: &mut Session, written: &Written) -> (Backup
 }
 
 pub(crate) fn manifest(session: &Session, written: &Written) -> Manifest {
-    let mut manifest = session.manifest(BackupId::now(), Timestamp::UNIX_EPOCH);
+    manifest_of(session, BackupId::now(), written)
+}
+
+pub(crate) fn manifest_of(session: &Session, backup: BackupId, written: &Written) -> Manifest {
+    let mut manifest = session.manifest(backup, Timestamp::UNIX_EPOCH);
     manifest.disks.push(Disk {
         target: "vda".into(),
         image: written.image,

@@ -284,6 +284,12 @@ impl Vault {
         Ok(self.backend.delete(&ObjectName::Key(key).to_string()).await?)
     }
 
+    /// The same vault, reached in another way.
+    #[cfg(test)]
+    pub(crate) fn by(&self, backend: Arc<dyn Backend>) -> Self {
+        Self { backend, ..self.clone() }
+    }
+
     /// Puts an object.
     pub(crate) async fn put(&self, name: &ObjectName, object: Bytes) -> Result<(), VaultError> {
         Ok(self.backend.put(&name.to_string(), object).await?)

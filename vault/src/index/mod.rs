@@ -12,7 +12,7 @@ pub mod filter;
 pub mod run;
 pub mod tidings;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,7 +22,8 @@ use futures_util::StreamExt;
 use crate::blob::BlobType;
 use crate::error::VaultError;
 use crate::ids::{BlobId, LeaseId, PackId, RunId};
-use crate::names::{LeasePart, ObjectName};
+use crate::mutation;
+use crate::names::{Area, LeasePart, ObjectName};
 use crate::vault::Vault;
 use filter::Filter;
 use run::{Place, Run};
@@ -43,12 +44,13 @@ pub struct Found {
 #[derive(Debug)]
 struct Listed {
     run: Run,
+    void: bool,
     usable: AtomicBool,
 }
 
 impl Listed {
-    fn new(run: Run, usable: bool) -> Arc<Self> {
-        Arc::new(Self { run, usable: AtomicBool::new(usable) })
+    fn new(run: Run, usable: bool, void: bool) -> Arc<Self> {
+        Arc::new(Self { run, void, usable: AtomicBool::new(usable) })
     }
 
     fn is_usable(&self) -> bool {
@@ -64,8 +66,25 @@ pub struct Index {
     runs: RwLock<Arc<Vec<Arc<Listed>>>>,
     unreadable: Vec<(RunId, VaultError)>,
     condemnations: Vec<(LeaseId, Condemnation)>,
-    condemned: HashSet<PackId>,
+    condemned: RwLock<HashSet<PackId>>,
     damage: RwLock<Damage>,
+    /// What no run tells that can be read, from the tables of packs: of a collector, which names them in its next run.
+    extra: RwLock<HashMap<BlobId, Vec<Place>>>,
+}
+
+/// A run, and what its places are worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunState {
+    /// The run.
+    pub id: RunId,
+    /// Whether a writer may reuse what it names.
+    pub usable: bool,
+    /// Whether it is void: lost, or of a lease that was revoked. One that is neither, and not usable, was replaced.
+    pub void: bool,
+    /// Blobs in it.
+    pub entries: u64,
+    /// Runs that it names as lost.
+    pub lost: Vec<RunId>,
 }
 
 impl Index {
@@ -117,13 +136,15 @@ impl Index {
             }
         }
         drop(opened);
-        let void: HashSet<RunId> =
-            runs.iter().flat_map(|run| run.head().replaces.iter().chain(&run.head().lost)).copied().collect();
+        let replaced: HashSet<RunId> =
+            runs.iter().flat_map(|run| run.head().replaces.iter()).copied().collect();
+        let lost: HashSet<RunId> = runs.iter().flat_map(|run| run.head().lost.iter()).copied().collect();
         let runs = runs
             .into_iter()
             .map(|run| {
-                let usable = !void.contains(&run.id()) && !revoked.contains(&run.id().lease());
-                Listed::new(run, usable)
+                let void = lost.contains(&run.id()) || revoked.contains(&run.id().lease());
+                let usable = !void && !replaced.contains(&run.id());
+                Listed::new(run, usable, void)
             })
             .collect::<Vec<_>>();
         let condemned =
@@ -134,8 +155,9 @@ impl Index {
             runs: RwLock::new(Arc::new(runs)),
             unreadable,
             condemnations,
-            condemned,
+            condemned: RwLock::new(condemned),
             damage: RwLock::new(damage),
+            extra: RwLock::default(),
         })
     }
 
@@ -151,7 +173,7 @@ impl Index {
         let mut found = Vec::new();
         let runs = self.runs();
         for listed in runs.iter() {
-            if !listed.run.may_have(&id) {
+            if !listed.run.may_have(&id) || (mutation::on("void_runs_as_hints") && listed.void) {
                 continue;
             }
             let places = match Box::pin(listed.run.look_up(id, kind.is_node())).await {
@@ -170,6 +192,14 @@ impl Index {
                 }
             }
         }
+        let extra = self.extra.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        for place in extra.into_iter().flatten().filter(|place| place.kind == kind) {
+            let usable = self.is_usable(id, &place);
+            match found.iter_mut().find(|one: &&mut Found| one.place == place) {
+                Some(one) => one.usable |= usable,
+                None => found.push(Found { place, usable }),
+            }
+        }
         found.sort_by_key(|one| (!one.usable, one.place.coding.is_patch()));
         Ok(found)
     }
@@ -183,7 +213,7 @@ impl Index {
     }
 
     fn is_usable(&self, id: BlobId, place: &Place) -> bool {
-        !self.condemned.contains(&place.pack) && !self.is_damaged(id, place)
+        !self.is_condemned(place.pack) && !self.is_damaged(id, place)
     }
 
     /// Whether a place was found bad.
@@ -195,13 +225,87 @@ impl Index {
     /// Whether a pack will be deleted.
     #[must_use]
     pub fn is_condemned(&self, pack: PackId) -> bool {
-        self.condemned.contains(&pack)
+        self.condemned.read().unwrap_or_else(PoisonError::into_inner).contains(&pack)
+    }
+
+    /// Treats packs as condemned from now on.
+    pub fn condemn(&self, packs: impl IntoIterator<Item = PackId>) {
+        self.condemned.write().unwrap_or_else(PoisonError::into_inner).extend(packs);
+    }
+
+    /// Takes in what the table of a pack tells, as if a run named it.
+    pub fn note_places(&self, places: impl IntoIterator<Item = (BlobId, Place)>) {
+        let mut extra = self.extra.write().unwrap_or_else(PoisonError::into_inner);
+        for (id, place) in places {
+            extra.entry(id).or_default().push(place);
+        }
+    }
+
+    /// The places of [`Self::note_places`].
+    #[must_use]
+    pub fn noted_places(&self) -> Vec<(BlobId, Place)> {
+        let extra = self.extra.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<(BlobId, Place)> =
+            extra.iter().flat_map(|(id, places)| places.iter().map(|place| (*id, *place))).collect();
+        all.sort_unstable_by_key(|(id, place)| (place.pack, place.offset, *id));
+        all
+    }
+
+    /// The runs that can be read, sorted by name.
+    #[must_use]
+    pub fn states(&self) -> Vec<RunState> {
+        let state = |listed: &Arc<Listed>| RunState {
+            id: listed.run.id(),
+            usable: listed.is_usable(),
+            void: listed.void,
+            entries: listed.run.entries(),
+            lost: listed.run.head().lost.clone(),
+        };
+        let mut states: Vec<RunState> = self.runs().iter().map(state).collect();
+        states.sort_unstable_by_key(|state| state.id);
+        states
+    }
+
+    /// The packs that a run names.
+    ///
+    /// # Errors
+    /// If it is not there or damaged, or what the backend could not do.
+    pub async fn packs_of_run(&self, run: RunId) -> Result<BTreeSet<(Area, PackId)>, VaultError> {
+        Ok(self.listed(run)?.run.packs().await?.into_iter().collect())
+    }
+
+    /// Shows all that a run says, block by block: memory goes with a block.
+    ///
+    /// # Errors
+    /// If it is not there or damaged, or what the backend could not do.
+    pub async fn scan(
+        &self,
+        run: RunId,
+        see: &mut (dyn FnMut(BlobId, Place) + Send),
+    ) -> Result<(), VaultError> {
+        let listed = self.listed(run)?;
+        let packs = listed.run.packs().await?;
+        for block in 0..listed.run.blocks() {
+            listed.run.places(block, &packs).await?.into_iter().for_each(|(id, place)| see(id, place));
+        }
+        Ok(())
+    }
+
+    fn listed(&self, run: RunId) -> Result<Arc<Listed>, VaultError> {
+        let found = self.runs().iter().find(|listed| listed.run.id() == run).cloned();
+        found.ok_or_else(|| VaultError::Missing { object: ObjectName::Run(run).to_string() })
     }
 
     /// Notes a bad place that this process has found and reported.
     pub fn note_damage(&self, id: BlobId, place: &Place) {
         let bad = tidings::BadPlace { pack: place.pack, offset: place.offset, id };
         self.damage.write().unwrap_or_else(PoisonError::into_inner).note(bad);
+    }
+
+    /// The packs of which some place is bad.
+    #[must_use]
+    pub fn damaged_packs(&self) -> HashSet<PackId> {
+        self.damage.read().unwrap_or_else(PoisonError::into_inner).packs()
     }
 
     /// The blobs of which some place is bad.
@@ -231,7 +335,7 @@ impl Index {
         run.set_filter(ids);
         let replaced = run.head().replaces.clone();
         let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut runs).push(Listed::new(run, true));
+        Arc::make_mut(&mut runs).push(Listed::new(run, true, false));
         drop(runs);
         replaced.into_iter().for_each(|run| self.void(run));
         Ok(())
@@ -242,9 +346,7 @@ impl Index {
     /// # Errors
     /// If it is not there or damaged, or what the backend could not do.
     pub async fn places_of(&self, run: RunId) -> Result<Vec<(BlobId, Place)>, VaultError> {
-        let listed = self.runs().iter().find(|listed| listed.run.id() == run).cloned();
-        let listed =
-            listed.ok_or_else(|| VaultError::Missing { object: ObjectName::Run(run).to_string() })?;
+        let listed = self.listed(run)?;
         let packs = listed.run.packs().await?;
         let mut places = Vec::with_capacity(listed.run.entries() as usize);
         for block in 0..listed.run.blocks() {
@@ -299,6 +401,12 @@ impl Index {
     #[must_use]
     pub fn entries(&self) -> u64 {
         self.runs().iter().map(|listed| listed.run.entries()).sum()
+    }
+
+    /// The vault that it is of.
+    #[must_use]
+    pub fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     /// Runs that can be read, and those of them whose places count.

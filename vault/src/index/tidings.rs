@@ -128,10 +128,31 @@ impl Damage {
         self.places.insert(bad);
     }
 
+    /// Packs of which some place is bad.
+    #[must_use]
+    pub fn packs(&self) -> HashSet<PackId> {
+        self.places.iter().map(|bad| bad.pack).collect()
+    }
+
     /// All of them.
     pub fn places(&self) -> impl Iterator<Item = &BadPlace> {
         self.places.iter()
     }
+}
+
+/// The reports of damage, by name, with the packs that they are about. One that cannot be read is left out.
+///
+/// # Errors
+/// What the backend could not do.
+pub async fn reports(vault: &Vault) -> Result<Vec<(ObjectName, HashSet<PackId>)>, VaultError> {
+    let mut all = Vec::new();
+    for (name, _) in vault.list("damage/").await? {
+        let Some(object) = vault.get(&name).await? else { continue };
+        if let Ok(report) = codec::decode::<Report>(vault.keys(), &name, &object) {
+            all.push((name, report.places.into_iter().map(|bad| bad.pack).collect()));
+        }
+    }
+    Ok(all)
 }
 
 /// Reports bad places: from now on, whoever begins treats them as absent.

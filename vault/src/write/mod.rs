@@ -6,8 +6,8 @@
 
 mod extents;
 mod image;
-mod resume;
-mod store;
+pub(crate) mod resume;
+pub(crate) mod store;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -35,7 +35,7 @@ use crate::manifest::Manifest;
 use crate::names::{MarkKind, ObjectName};
 use crate::tree::{Tree, chunks};
 use crate::vault::Vault;
-use crate::{features, read};
+use crate::{features, mutation, read};
 use store::Store;
 
 /// How a session is to be.
@@ -230,11 +230,12 @@ impl Session {
         if !self.backups.has(backup, MarkKind::Checked) {
             return no("was never checked");
         }
-        if self.backups.has(backup, MarkKind::Prune) {
+        let trusting = mutation::on("parents_prune");
+        if self.backups.has(backup, MarkKind::Prune) && !trusting {
             return no("is to be pruned");
         }
         let doomed = |name: &(DomainId, BackupId, LeaseId)| name.1 == backup;
-        if self.index.condemnations().iter().any(|(_, one)| one.backups.iter().any(doomed)) {
+        if self.index.condemnations().iter().any(|(_, one)| one.backups.iter().any(doomed)) && !trusting {
             return no("is being deleted");
         }
         let mut reread = BTreeMap::new();
@@ -323,7 +324,7 @@ impl Session {
             return Err(VaultError::Contract("what is committed is no manifest".into()));
         };
         self.vault.put(&prepared.name, prepared.object.clone()).await?;
-        if self.lease.is_revoked().await? {
+        if self.lease.is_revoked().await? && !mutation::on("look_after_manifest") {
             return Ok(Outcome::Revoked);
         }
         let mark = Mark::new(Timestamp::now(), &self.holder.host);

@@ -14,7 +14,7 @@ use crate::pack::{self, FOOT};
 use crate::vault::Vault;
 
 /// Puts a run of all whole packs of a lease that no usable run names. Those that are torn are left to a collector.
-pub(super) async fn take_up(
+pub(crate) async fn take_up(
     vault: &Vault,
     index: &Index,
     lease: LeaseId,

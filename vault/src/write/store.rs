@@ -67,7 +67,7 @@ pub struct Stored {
 type Put = (Area, PackId, Vec<pack::Entry>, u64);
 
 /// Where blobs go.
-pub(super) struct Store {
+pub(crate) struct Store {
     vault: Vault,
     index: Arc<Index>,
     lease: LeaseId,
@@ -87,7 +87,7 @@ pub(super) struct Store {
 impl Store {
     /// Puts under a lease. `lost` are runs of the same job that were in flight when its process died.
     #[must_use]
-    pub(super) fn new(
+    pub(crate) fn new(
         vault: &Vault,
         index: Arc<Index>,
         lease: LeaseId,
@@ -114,19 +114,19 @@ impl Store {
     }
 
     /// Takes on that a blob will be added; no if it was, and is not yet in a run.
-    pub(super) fn claim(&mut self, id: BlobId) -> bool {
+    pub(crate) fn claim(&mut self, id: BlobId) -> bool {
         self.claimed.insert(id)
     }
 
     /// Whether a blob was claimed, and is not yet in a run.
     #[must_use]
-    pub(super) fn has(&self, id: BlobId) -> bool {
+    pub(crate) fn has(&self, id: BlobId) -> bool {
         self.claimed.contains(&id)
     }
 
     /// What was put so far.
     #[must_use]
-    pub(super) fn stored(&self) -> Stored {
+    pub(crate) fn stored(&self) -> Stored {
         self.stored
     }
 
@@ -134,7 +134,7 @@ impl Store {
     ///
     /// # Errors
     /// What the backend could not do, of this pack or one before.
-    pub(super) async fn add(&mut self, blob: &Encoded) -> Result<(), VaultError> {
+    pub(crate) async fn add(&mut self, blob: &Encoded) -> Result<(), VaultError> {
         let area = if blob.kind.is_node() { Area::Tree } else { Area::Data };
         let keys = self.vault.keys().clone();
         let slot = if area == Area::Tree { &mut self.tree } else { &mut self.data };
@@ -156,7 +156,7 @@ impl Store {
     ///
     /// # Errors
     /// What the backend could not do.
-    pub(super) async fn take_up(
+    pub(crate) async fn take_up(
         &mut self,
         area: Area,
         pack: PackId,
@@ -168,12 +168,12 @@ impl Store {
 
     /// Whether a run may still arrive that nobody has named as lost.
     #[must_use]
-    pub(super) fn leaves_a_run(&self) -> bool {
+    pub(crate) fn leaves_a_run(&self) -> bool {
         self.unnamed
     }
 
     /// Waits until nothing is in flight any more, however it ends.
-    pub(super) async fn rest(&mut self) {
+    pub(crate) async fn rest(&mut self) {
         while self.in_flight.join_next().await.is_some() {}
     }
 
@@ -181,7 +181,7 @@ impl Store {
     ///
     /// # Errors
     /// What the backend could not do.
-    pub(super) async fn flush(&mut self) -> Result<(), VaultError> {
+    pub(crate) async fn flush(&mut self) -> Result<(), VaultError> {
         for builder in [self.data.take(), self.tree.take()].into_iter().flatten() {
             self.put_pack(builder).await?;
         }
@@ -244,7 +244,7 @@ impl Store {
     ///
     /// # Errors
     /// What the backend could not do.
-    pub(super) async fn merge(&mut self) -> Result<(), VaultError> {
+    pub(crate) async fn merge(&mut self) -> Result<(), VaultError> {
         let total: usize = self.own.iter().map(|(_, count)| count).sum();
         if self.own.len() < 2 || total > MOST_ENTRIES {
             return Ok(());
@@ -258,6 +258,24 @@ impl Store {
         let run = Box::pin(self.put_draft(draft)).await?;
         self.own = vec![(run, total)];
         Ok(())
+    }
+
+    /// Puts a run of what was found by others, unless there is nothing to say.
+    ///
+    /// # Errors
+    /// What the backend could not do.
+    pub(crate) async fn put_other(&mut self, mut draft: RunDraft) -> Result<Option<RunId>, VaultError> {
+        draft.lost.extend(self.lost.iter().copied());
+        if draft.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Box::pin(self.put_draft(draft)).await?))
+    }
+
+    /// The runs that it has put, and that none of its own takes the place of.
+    #[must_use]
+    pub(crate) fn own_runs(&self) -> Vec<RunId> {
+        self.own.iter().map(|(run, _)| *run).collect()
     }
 
     /// Puts a run. One whose put is not answered is put again under another name, which names it as lost.
@@ -291,7 +309,7 @@ impl Store {
                 Err(error) if tries == TRIES || !may_pass(&error) => return Err(error),
                 Err(_) => {
                     self.lost.push(run);
-                    draft.lost.clone_from(&self.lost);
+                    draft.lost.push(run);
                     tries += 1;
                 }
             }
