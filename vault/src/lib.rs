@@ -5,7 +5,8 @@
 //!
 //! From the bottom: [`ids`] and [`names`]; the [`envelope`] of every object; [`keys`]; [`blob`], [`node`] and [`pack`];
 //! [`tree`]s; the [`header`] and the [`vault`] itself; the [`index`]; [`lease`]s, [`manifest`]s and [`backups`]; and what
-//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`].
+//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`]. Beside them, what a
+//! backup is read from: [`source`], over [`nbd`].
 
 pub mod backend;
 pub mod backups;
@@ -26,10 +27,12 @@ pub mod manifest;
 pub mod marks;
 mod mutation;
 pub mod names;
+pub mod nbd;
 pub mod node;
 pub mod pack;
 pub mod read;
 pub mod settle;
+pub mod source;
 pub mod tree;
 pub mod vault;
 mod walk;
