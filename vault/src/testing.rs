@@ -172,6 +172,18 @@ impl Bench {
     }
 }
 
+/// The image of a backup's only disk, read from any vault.
+pub(crate) async fn restored(vault: &Vault, backup: BackupId) -> Vec<u8> {
+    let all = Backups::load(vault, None).await.unwrap();
+    let image = all.get(backup).unwrap().manifest.as_ref().unwrap().disks[0].image;
+    let index = Arc::new(Index::load(vault, None).await.unwrap());
+    let fetcher = Fetcher::new(vault, vault.ids(DOMAIN), index, None, true);
+    let mut sink = Remembering(vec![0x55; image.size as usize]);
+    let ids = vault.ids(DOMAIN);
+    read::read_image(vault, &ids, &fetcher, BlobType::Data, &image, &mut sink, false).await.unwrap();
+    sink.0
+}
+
 /// A manifest of one disk, ready to be committed.
 pub(crate) async fn prepare(session: &mut Session, written: &Written) -> (BackupId, Prepared) {
     let manifest = manifest(session, written);

@@ -2,13 +2,28 @@
 //!
 //! No conditional put, rename, append, order or clock. A name is written once, and never again with other bytes.
 
+//!
+//! [`address::open`] opens the one that an address names: [`local`] folders, [`s3`] and [`sftp`]. All of them pass one suite
+//! (`conformance.rs`), and what one of them can do beyond §1 (refuse other bytes under a name that is taken) is tested, but
+//! relied upon by nobody.
+
+pub mod address;
+#[cfg(test)]
+mod conformance;
+pub mod local;
 pub mod memory;
+pub mod s3;
+pub mod sftp;
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
 use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use address::{Address, Options};
 
 /// Objects by name.
 #[async_trait]
@@ -67,6 +82,13 @@ pub struct BackendError {
     pub cause: String,
 }
 
+impl BackendError {
+    /// One about an object.
+    pub(crate) fn new(place: &str, name: &str, kind: BackendErrorKind, cause: impl fmt::Display) -> Self {
+        Self { place: place.to_owned(), name: name.to_owned(), kind, cause: cause.to_string() }
+    }
+}
+
 /// What can be done about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendErrorKind {
@@ -78,4 +100,54 @@ pub enum BackendErrorKind {
     Denied,
     /// The place does not keep the promises, or is not what it was said to be.
     Broken,
+}
+
+/// The folder where an object lies before it has its name. What is there is listed only by whoever asks for `tmp/`: the
+/// collector, which removes what dead puts have left (§7).
+pub(crate) const TEMPORARY: &str = "tmp";
+
+/// Whether a walk for a prefix goes into a folder, or takes a file: it may lead to the prefix, or be below it.
+pub(crate) fn is_wanted(path: &str, is_folder: bool, prefix: &str) -> bool {
+    if !is_plain(path) || (path == TEMPORARY && !prefix.starts_with(TEMPORARY)) {
+        return false;
+    }
+    path.starts_with(prefix) || (is_folder && prefix.starts_with(&format!("{path}/")))
+}
+
+/// Whether a name can be one of §2: parts of small letters, digits, `.`, `_` and `-`, none of which begins with a dot. Others are
+/// never put, and never listed: what else lies in a folder (`lost+found`, `.snapshot`) is no concern of the vault's, and no
+/// name climbs out of it.
+pub(crate) fn is_plain(name: &str) -> bool {
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(fits);
+    name.len() <= 512 && name.split('/').all(part)
+}
+
+/// Refuses a name that can't be one of §2.
+pub(crate) fn checked<'a>(place: &str, name: &'a str) -> Result<&'a str, BackendError> {
+    if is_plain(name) {
+        return Ok(name);
+    }
+    Err(BackendError::new(place, name, BackendErrorKind::Broken, "this cannot be the name of an object"))
+}
+
+/// Where an object lies before it has its name: it tells which one it was to be (and so under which lease), and no two puts
+/// have the same.
+pub(crate) fn temporary(place: &str, name: &str) -> Result<String, BackendError> {
+    let mut random = [0; 8];
+    crate::ids::random(&mut random)
+        .map_err(|error| BackendError::new(place, name, BackendErrorKind::Broken, error))?;
+    Ok(format!("{TEMPORARY}/{}.{}", name.replace('/', "_"), crate::ids::hex(&random)))
+}
+
+/// The folder of a name, which is empty for those directly below the root, and its last part.
+pub(crate) fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('/').unwrap_or(("", name))
+}
+
+/// Whether a folder goes with the last object in it. There is one for each lease and each backup, so they would pile up;
+/// those of packs are 256 and stay.
+pub(crate) fn is_passing(folder: &str) -> bool {
+    ["leases/", "marks/", "backups/"].iter().any(|top| folder.starts_with(top))
 }
