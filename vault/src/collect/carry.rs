@@ -4,7 +4,7 @@
 //! as damage, and its pack stays: an error in reading is no proof that the bytes are lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::mark::{self, Needed};
@@ -45,7 +45,7 @@ impl Work<'_> {
     /// Moves what was committed meanwhile needs, and what has no other place than one that was condemned.
     pub(super) async fn move_for_new(
         &mut self,
-        folder: Option<PathBuf>,
+        folder: Option<&Path>,
         before: &Backups,
         doomed: &BTreeSet<BackupId>,
     ) -> Result<(), Halt> {
@@ -54,7 +54,7 @@ impl Work<'_> {
         if new.is_empty() {
             return Ok(());
         }
-        let index = Arc::new(Index::load(self.vault, folder.as_deref()).await?);
+        let index = Arc::new(Index::load(self.vault, folder).await?);
         index.note_places(self.survey.index.noted_places());
         let fetchers = Fetchers::new(self.vault, &after, &index, folder);
         let mut needed: BTreeSet<(BlobType, BlobId)> = BTreeSet::new();

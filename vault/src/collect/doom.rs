@@ -75,7 +75,9 @@ pub(super) async fn decide(
             continue;
         }
         let old_enough = policy.prune_delay.is_none_or(|delay| {
-            prunes.iter().fold(false, |old, prune| known.is_old(*prune, now, delay) || old)
+            // Of each, for each may be the one that counts later.
+            let old: Vec<bool> = prunes.iter().map(|prune| known.is_old(*prune, now, delay)).collect();
+            old.contains(&true)
         });
         let is_protected = !second.protections(vault, *backup).await?.is_empty();
         if old_enough && !is_protected && !last.contains(backup) {

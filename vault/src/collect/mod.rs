@@ -19,7 +19,7 @@ mod runs;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,7 +199,7 @@ async fn under(
     report.spared = doom.spared.clone();
     report.doomed = doom.backups.clone();
     report.alarming = collector.policy.expected.is_some_and(|most| doom.backups.len() > most);
-    let fetchers = Fetchers::new(vault, &backups, &survey.index, collector.folder.clone());
+    let fetchers = Fetchers::new(vault, &backups, &survey.index, collector.folder.as_deref());
     let mut needed = Box::pin(mark::mark(&fetchers, &backups, &doom.backups)).await?;
     let choice = choose::choose(&survey, &mut needed, &doom, collector.policy.worth).await?;
     report.given_up = choice.give_up.len();
@@ -260,7 +260,7 @@ impl Work<'_> {
         self.wait(collector).await?;
         // 7.
         if !mutation::on("step_7") {
-            Box::pin(self.move_for_new(collector.folder.clone(), backups, &doomed)).await?;
+            Box::pin(self.move_for_new(collector.folder.as_deref(), backups, &doomed)).await?;
         }
         // 8.
         Box::pin(self.put_runs()).await?;
@@ -292,14 +292,14 @@ struct Fetchers {
 }
 
 impl Fetchers {
-    fn new(vault: &Vault, backups: &Backups, index: &Arc<Index>, folder: Option<PathBuf>) -> Self {
+    fn new(vault: &Vault, backups: &Backups, index: &Arc<Index>, folder: Option<&Path>) -> Self {
         let separate = vault.header().separate;
         let domains: BTreeSet<Option<DomainId>> = match separate {
             true => backups.iter().map(|(_, backup)| Some(backup.domain)).collect(),
             false => std::iter::once(None).collect(),
         };
         let fetcher = |domain: Option<DomainId>| {
-            Fetcher::new(vault, vault.keys().ids(domain), index.clone(), folder.clone(), true)
+            Fetcher::new(vault, vault.keys().ids(domain), index.clone(), folder.map(Path::to_owned), true)
         };
         Self { separate, by_domain: domains.into_iter().map(|domain| (domain, fetcher(domain))).collect() }
     }

@@ -50,7 +50,9 @@ pub(super) struct Part {
 }
 
 pub(super) fn image(content: &[u8]) -> Vec<u8> {
-    content.iter().flat_map(|value| vec![*value; C]).collect()
+    let mut bytes = Vec::new();
+    content.iter().for_each(|value| bytes.extend_from_slice(&vec![*value; C]));
+    bytes
 }
 
 pub(super) async fn play(
