@@ -96,10 +96,17 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let url = Url::parse(text).map_err(|error| wrong(format!("not an address: {error}"), FORMS))?;
-        if url.password().is_some() {
+        let (authority, path) = raw(text);
+        // Before it is parsed: what is left out of some kinds of address was still written down.
+        let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
+        if user.contains(':') || (text.starts_with("file:") && !user.is_empty()) {
             return Err(wrong("there is a password in the address", SECRETS));
         }
+        // A parser would go up by itself, to somewhere that nobody sees written.
+        if path.split('/').any(|part| matches!(&percent(part)[..], b"." | b"..")) {
+            return Err(wrong("a path has no . and no ..", FORMS));
+        }
+        let url = Url::parse(text).map_err(|error| wrong(format!("not an address: {error}"), FORMS))?;
         if url.fragment().is_some() {
             return Err(wrong("an address has no part after #", FORMS));
         }
@@ -110,6 +117,13 @@ impl FromStr for Address {
             other => Err(wrong(format!("vaults are not reached by {other}://"), FORMS)),
         }
     }
+}
+
+/// What stands between the slashes, and the path, as they were written.
+fn raw(text: &str) -> (&str, &str) {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    rest.split_once('/').unwrap_or((rest, ""))
 }
 
 /// The path as it is on disk.
@@ -167,8 +181,8 @@ fn s3(url: &Url) -> Result<Address, AddressError> {
     let bucket = url.host_str().filter(|bucket| !bucket.is_empty());
     let bucket = bucket.ok_or_else(|| wrong("there is no bucket in the address", FORMS))?.to_owned();
     let prefix = path(url)?.trim_matches('/').to_owned();
-    if prefix.split('/').any(|part| matches!(part, "." | "..")) || prefix.contains("//") {
-        return Err(wrong("a prefix has no empty parts, . or ..", FORMS));
+    if prefix.contains("//") {
+        return Err(wrong("a prefix has no empty parts", FORMS));
     }
     let (mut endpoint, mut region) = (None, None);
     for (key, value) in url.query_pairs() {

@@ -49,6 +49,8 @@ fn what_is_no_address_of_a_vault_is_refused() {
         "file:///srv?x=1",
         "s3:///prefix",
         "s3://bucket/a/../b",
+        "s3://bucket/%2E./b",
+        "file:///srv/../etc",
         "s3://bucket/a//b",
         "s3://bucket/?endpoint=ftp://host",
         "s3://bucket/?region=a&region=b",

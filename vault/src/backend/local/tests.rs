@@ -144,10 +144,9 @@ impl Small {
         }
         let folder = tempfile::tempdir().unwrap();
         let options = format!("size={size},mode=700");
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "vmkeep-test"]).arg(folder.path());
-        let mounted = { mount }.status().unwrap();
-        assert!(mounted.success());
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", &options, "vmkeep-test"]).arg(folder.path()).status();
+        assert!(mounted.unwrap().success());
         Some(Self(folder))
     }
 }
