@@ -21,14 +21,17 @@ use crate::testing::{C, DOMAIN, noise, prepare};
 use crate::vault::{Confirmed, Vault};
 use crate::write::{Extent, Options, Outcome, Parts, Session};
 
+/// Puts something under a name, and returns what looks whether it is there still.
+pub(crate) type Stranger = Box<dyn Fn(&str) -> Box<dyn Fn() -> bool>>;
+
 /// A place that two hosts use.
 pub(crate) struct Place {
     pub(crate) first: Arc<dyn Backend>,
     pub(crate) second: Arc<dyn Backend>,
     /// Refuses other bytes under a name that is taken.
     pub(crate) refuses: bool,
-    /// Puts there what is none of the vault's, past the backend. It returns how it looks whether that is there still.
-    pub(crate) stranger: Box<dyn Fn(&str) -> Box<dyn Fn() -> bool>>,
+    /// Puts there what is none of the vault's, past the backend.
+    pub(crate) stranger: Stranger,
     /// What lives as long as the place.
     pub(crate) _kept: Box<dyn Any>,
 }
@@ -80,7 +83,7 @@ pub(crate) fn beat(lease: u8, number: u64) -> String {
     ObjectName::Lease(LeaseId::new([lease; 16]), LeasePart::Beat(number)).to_string()
 }
 
-fn names(listed: Vec<Listed>) -> BTreeSet<String> {
+fn names(listed: &[Listed]) -> BTreeSet<String> {
     let all: BTreeSet<String> = listed.iter().map(|one| one.name.clone()).collect();
     assert_eq!(all.len(), listed.len(), "an object is listed once");
     all
@@ -156,7 +159,7 @@ pub(crate) async fn other_bytes_do_not_replace_what_is_there(place: &Place) {
         assert_eq!(error.kind, BackendErrorKind::Broken, "{error}");
     }
     assert_eq!(place.first.get(&pack(0), None).await.unwrap(), Some(kept));
-    assert_eq!(names(place.first.list("").await.unwrap()), [pack(0)].into(), "nothing is left behind");
+    assert_eq!(names(&place.first.list("").await.unwrap()), [pack(0)].into(), "nothing is left behind");
 }
 
 pub(crate) async fn what_was_deleted_is_seen_by_nobody(place: &Place) {
@@ -188,7 +191,7 @@ pub(crate) async fn a_list_has_all_pages(place: &Place) {
     {
         let listed = place.second.list(prefix).await.unwrap();
         assert!(listed.iter().all(|one| one.size == one.name.len() as u64));
-        assert_eq!(names(listed), expected, "{prefix:?}");
+        assert_eq!(names(&listed), expected, "{prefix:?}");
     }
 }
 
@@ -206,7 +209,7 @@ pub(crate) async fn a_list_is_by_prefix_and_not_by_folder(place: &Place) {
     for name in &objects {
         place.first.put(name, Bytes::from_static(b"x")).await.unwrap();
     }
-    let listed = async |prefix: String| names(place.second.list(&prefix).await.unwrap());
+    let listed = async |prefix: String| names(&place.second.list(&prefix).await.unwrap());
     assert_eq!(listed("vault.".into()).await, [header].into());
     assert_eq!(listed(format!("marks/{backup}/p")).await, objects[..3].iter().cloned().collect());
     assert_eq!(listed(format!("marks/{backup}/prune.2")).await, [objects[2].clone()].into());
@@ -221,8 +224,8 @@ pub(crate) async fn strangers_are_neither_listed_nor_deleted(place: &Place) {
     let strangers =
         ["README.TXT", ".hidden", "lost+found", "data/Umlaut \u{e4}", "leases/a b", "data/.snapshot"];
     let still_there: Vec<_> = strangers.iter().map(|name| (place.stranger)(name)).collect();
-    assert_eq!(names(place.second.list("").await.unwrap()), [pack(0)].into());
-    assert_eq!(names(place.second.list("data/").await.unwrap()), [pack(0)].into());
+    assert_eq!(names(&place.second.list("").await.unwrap()), [pack(0)].into());
+    assert_eq!(names(&place.second.list("data/").await.unwrap()), [pack(0)].into());
     place.first.delete(&pack(0)).await.unwrap();
     for name in strangers {
         let error = place.first.delete(name).await.unwrap_err();
@@ -263,8 +266,9 @@ pub(crate) async fn a_put_is_not_lost_to_a_deletion_beside_it(place: &Place) {
         place.first.put(&going, bytes.clone()).await.unwrap();
         let (put, deleted) =
             tokio::join!(place.first.put(&coming, bytes.clone()), place.second.delete(&going));
-        (put.unwrap(), deleted.unwrap());
-        assert_eq!(names(place.second.list("leases/").await.unwrap()), [coming.clone()].into());
+        put.unwrap();
+        deleted.unwrap();
+        assert_eq!(names(&place.second.list("leases/").await.unwrap()), [coming.clone()].into());
         place.second.delete(&coming).await.unwrap();
     }
 }

@@ -203,8 +203,8 @@ impl Inner {
             other => other,
         };
         let mut file = File::from(opened?);
-        file.write_all(bytes).map_err(errno)?;
-        file.sync_all().map_err(errno)
+        file.write_all(bytes).map_err(|error| errno(&error))?;
+        file.sync_all().map_err(|error| errno(&error))
     }
 
     /// Gives the object its name, durably. `false` if the name is taken.
@@ -294,7 +294,7 @@ impl Inner {
         let (start, end) = (range.start.min(size), range.end.min(size));
         let length = usize::try_from(end.saturating_sub(start)).map_err(|_| failed(Errno::FBIG))?;
         let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, start).map_err(|error| failed(errno(error)))?;
+        file.read_exact_at(&mut bytes, start).map_err(|error| failed(errno(&error)))?;
         Ok(Some(bytes.into()))
     }
 
@@ -327,9 +327,9 @@ fn made(made: Outcome<()>) -> Outcome<()> {
     }
 }
 
-fn errno(error: std::io::Error) -> Errno {
+fn errno(error: &std::io::Error) -> Errno {
     // A file that is shorter than it said, or takes no bytes, is broken.
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 fn kind(errno: Errno) -> BackendErrorKind {

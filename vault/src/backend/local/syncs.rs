@@ -55,6 +55,8 @@ struct State {
     ended: u64,
     /// The last that failed, and how. The kernel tells a failure once: a later success is none for those who waited.
     failed: Option<(u64, Errno)>,
+    /// Those who sleep until the one that is under way has ended.
+    asleep: u32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -111,7 +113,9 @@ impl Queue {
             if state.begun == state.ended {
                 break;
             }
+            state.asleep += 1;
             state = self.turn.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.asleep -= 1;
         }
         state.begun += 1;
         let number = state.begun;
@@ -133,58 +137,52 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::mpsc;
 
-    /// Begins a sync that ends when the sender says how.
-    fn held(
-        queue: &Arc<Queue>,
-    ) -> (mpsc::Sender<Result<(), Errno>>, std::thread::JoinHandle<Result<(), Errno>>) {
-        let (end, ended) = mpsc::channel();
+    type Outcome = Result<(), Errno>;
+
+    /// Eight come while a sync is under way: what they got, and how many syncs they made.
+    fn latecomers(first: Outcome, second: Outcome) -> (Vec<Outcome>, u32) {
+        let queue = Arc::new(Queue::default());
+        let made = Arc::new(AtomicU32::new(0));
         let (begun, has_begun) = mpsc::channel();
-        let queue = queue.clone();
-        let thread = std::thread::spawn(move || {
-            queue.wait(|| {
+        let (end, has_ended) = mpsc::channel();
+        let held = queue.clone();
+        let held = std::thread::spawn(move || {
+            held.wait(|| {
                 begun.send(()).unwrap();
-                ended.recv().unwrap()
+                has_ended.recv().unwrap();
+                first
             })
         });
         has_begun.recv().unwrap();
-        (end, thread)
-    }
-
-    /// Starts waiters while a sync is held, and returns what they got and how many syncs they made.
-    fn waiters(first: Result<(), Errno>, second: Result<(), Errno>) -> (Vec<Result<(), Errno>>, u32) {
-        let queue = Arc::new(Queue::default());
-        let (end, thread) = held(&queue);
-        let made = Arc::new(AtomicU32::new(0));
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                let (queue, made) = (queue.clone(), made.clone());
-                std::thread::spawn(move || {
-                    queue.wait(|| {
-                        made.fetch_add(1, Ordering::Relaxed);
-                        second
-                    })
+        let late = |_| {
+            let (queue, made) = (queue.clone(), made.clone());
+            std::thread::spawn(move || {
+                queue.wait(|| {
+                    made.fetch_add(1, Ordering::Relaxed);
+                    second
                 })
             })
-            .collect();
-        // Each holds a reference as long as it waits; those of the closures are counted from their start, so the first sync
-        // may end before some of them came. They only share less then, and get the same.
-        end.send(first).unwrap();
-        assert_eq!(thread.join().unwrap(), first);
+        };
+        let threads: Vec<_> = (0..8).map(late).collect();
+        while lock(&queue.state).asleep < 8 {
+            assert!(!threads.iter().any(std::thread::JoinHandle::is_finished), "somebody did not wait");
+            std::thread::yield_now();
+        }
+        end.send(()).unwrap();
+        assert_eq!(held.join().unwrap(), first);
         let outcomes = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         (outcomes, made.load(Ordering::Relaxed))
     }
 
     #[test]
-    fn a_sync_that_has_begun_does_not_count_for_who_comes_later() {
-        let (outcomes, made) = waiters(Ok(()), Ok(()));
-        assert_eq!(outcomes, vec![Ok(()); 8]);
-        assert!(made >= 1, "the first one does not count for them");
+    fn a_sync_does_not_count_for_who_came_after_its_beginning_and_the_next_is_shared_by_them() {
+        assert_eq!(latecomers(Ok(()), Ok(())), (vec![Ok(()); 8], 1));
+        assert_eq!(latecomers(Err(Errno::IO), Ok(())), (vec![Ok(()); 8], 1));
     }
 
     #[test]
     fn a_failed_sync_is_the_error_of_all_who_waited_for_it() {
-        let (outcomes, _) = waiters(Ok(()), Err(Errno::IO));
-        assert_eq!(outcomes, vec![Err(Errno::IO); 8]);
+        assert_eq!(latecomers(Ok(()), Err(Errno::IO)), (vec![Err(Errno::IO); 8], 1));
     }
 
     #[test]

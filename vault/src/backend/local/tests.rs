@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::*;
-use crate::backend::conformance::{Place, beat, conformance, pack};
+use crate::backend::conformance::{Place, Stranger, beat, conformance, pack};
 use crate::testing::noise;
 
 async fn opened(path: &Path) -> Local {
@@ -23,13 +23,13 @@ async fn place() -> Place {
 }
 
 /// Puts files, or a folder that nobody may read, into a vault.
-pub(crate) fn stranger(root: PathBuf) -> Box<dyn Fn(&str) -> Box<dyn Fn() -> bool>> {
+pub(crate) fn stranger(root: PathBuf) -> Stranger {
     Box::new(move |name| {
         let path = root.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         if name == "lost+found" {
             std::fs::create_dir(&path).unwrap();
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0)).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o0)).unwrap();
         } else {
             std::fs::write(&path, "not of the vault").unwrap();
         }
