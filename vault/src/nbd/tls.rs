@@ -4,6 +4,9 @@
 //! The name or address that was connected to must be in the server's certificate, as a *subject alternative name*: a
 //! common name alone does not count, as nowhere any more. The server's plain bytes end with its answer to STARTTLS, and what
 //! somebody slips in after that is taken for TLS, and fails.
+//!
+//! Keys may be RSA, as libvirt's documents have them made, or any that ring can read. (An ECDSA key that GnuTLS' `certtool` has
+//! written has a byte too many half of the time, and is refused, by its file's name.)
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

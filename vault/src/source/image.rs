@@ -76,8 +76,8 @@ impl ImageSource {
 async fn cause(program: &QemuNbd, error: SourceError) -> SourceError {
     match error {
         SourceError::Nbd(NbdError::Lost { .. }) => {
-            // The connection may be seen to end before the program is. If it should live, it is of no use any more; if it does
-            // not, this changes nothing, and what it has said of itself is still told.
+            // The connection may be seen to end before the program is. If it should live, it is of no use any more, and ends by
+            // this signal; if it does not, this changes nothing, and how it ended is still told.
             program.kill();
             program.ended().await
         }

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 use vmkeep_vault::source::{
     DiskSource, Format, ImageOptions, ImageSource, Owner, QemuNbd, QemuNbdOptions, SourceError,
@@ -173,14 +173,14 @@ async fn a_program_that_dies_in_the_middle_is_told() {
     std::fs::write(&disk, vec![1; 8 << 20]).unwrap();
     let sockets = sockets();
     let source = ImageSource::open(&options(sockets.path(), named("raw", &disk))).await.unwrap();
-    kill_process(Pid::from_raw(source.process() as i32).unwrap(), Signal::USR1).unwrap();
+    kill_process(Pid::from_raw(source.process() as i32).unwrap(), Signal::KILL).unwrap();
     // Whatever was answered before, in the end it is gone.
     let error = loop {
         if let Err(error) = source.read(0..1 << 20).await {
             break error;
         }
     };
-    assert!(matches!(&error, SourceError::Ended { status, .. } if status.contains("signal: 10")), "{error}");
+    assert!(matches!(&error, SourceError::Ended { status, .. } if status.contains("signal: 9")), "{error}");
 }
 
 /// What the next test starts as a process of its own: it says who shows the image, and waits to be killed.
@@ -226,6 +226,10 @@ fn a_program_dies_with_its_parent_also_as_another_user() {
         assert_eq!(status.contains("Uid:\t65534\t65534\t65534\t65534"), *as_another, "{status}");
         parent.kill().unwrap();
         parent.wait().unwrap();
-        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+        let most = Timespec { tv_sec: 60, tv_nsec: 0 };
+        let gone = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&most)).unwrap();
+        // One that lives on shall not outlive the test.
+        pidfd_send_signal(&pidfd, Signal::KILL).ok();
+        assert_eq!(gone, 1, "it outlives its parent");
     }
 }

@@ -63,12 +63,9 @@ fn extents(context: u32, extents: &[(u32, u32)]) -> Vec<u8> {
 }
 
 /// A server of one connection.
-fn serve<F: Future<Output = ()> + Send>(
+fn serve<F: Future<Output = ()> + Send + 'static>(
     life: impl FnOnce(UnixStream) -> F + Send + 'static,
-) -> (TempDir, Address)
-where
-    F: 'static,
-{
+) -> (TempDir, Address) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();

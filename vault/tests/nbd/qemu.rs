@@ -44,8 +44,8 @@ impl Qemu {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
-    fn call(&mut self, command: &str, arguments: Value) -> Value {
-        writeln!(self.to, "{}", json!({"execute": command, "arguments": arguments})).unwrap();
+    fn call(&mut self, command: &str, arguments: impl Into<Value>) -> Value {
+        writeln!(self.to, "{}", json!({"execute": command, "arguments": arguments.into()})).unwrap();
         loop {
             let mut line = self.line();
             if let Some(answer) = line.get_mut("return") {

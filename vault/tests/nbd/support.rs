@@ -68,7 +68,7 @@ pub(crate) fn image(seed: u64, size: usize) -> Vec<u8> {
 }
 
 /// All that a source tells, on top of what the parent holds.
-pub async fn restore(disk: Arc<dyn DiskSource>, parent: Option<&[u8]>) -> (Vec<u8>, Told) {
+pub(crate) async fn restore(disk: Arc<dyn DiskSource>, parent: Option<&[u8]>) -> (Vec<u8>, Told) {
     let size = usize::try_from(disk.size()).unwrap();
     let mut reader = DiskReader::new(disk, parent.map(|parent| parent.len() as u64));
     let mut bytes = Vec::with_capacity(size);

@@ -12,7 +12,7 @@ fn certificates(folder: &Path) -> PathBuf {
     std::fs::create_dir(folder).unwrap();
     let path = |name: &str| text(&folder.join(name)).to_owned();
     let key = |name: &str| {
-        run("certtool", &["--generate-privkey", "--key-type=ecdsa", "--outfile", &path(name)]);
+        run("certtool", &["--generate-privkey", "--key-type=rsa", "--bits=2048", "--outfile", &path(name)]);
     };
     let template = |name: &str, lines: &str| std::fs::write(folder.join(name), lines).unwrap();
     key("ca-key.pem");
