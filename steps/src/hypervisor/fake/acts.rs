@@ -17,7 +17,7 @@ pub(super) fn observed(inner: &Inner, id: &DomainId) -> HvResult<Observation> {
         domain: DomainRef { id: *id, name: domain.name.clone() },
         state: process.map_or(RunState::Off, |p| p.run),
         persistent: domain.persistent.as_ref().map(Def::told),
-        live: process.map(|p| p.live.told()),
+        live: process.map(live_told),
         qemu: process.map(|p| qemu(p, inner.boot)),
         marker: process.map_or_else(|| noted.clone(), |p| p.live.marker.clone()),
         persistent_marker: noted.clone(),
@@ -28,6 +28,16 @@ pub(super) fn observed(inner: &Inner, id: &DomainId) -> HvResult<Observation> {
         snapshots: Vec::new(),
         checkpoints: Vec::new(),
     })
+}
+
+/// The live definition, with the block jobs that libvirt knows of.
+fn live_told(process: &Process) -> Definition {
+    let mut live = process.live.clone();
+    for disk in &mut live.disks {
+        let known = process.jobs.get(&disk.target).filter(|job| job.known);
+        disk.mirror = disk.mirror.or(known.map(|job| if job.ready { Mirror::Ready } else { Mirror::Running }));
+    }
+    live.told()
 }
 
 pub(super) fn qemu(process: &Process, boot: u32) -> Qemu {
@@ -46,6 +56,7 @@ pub(super) fn qemu(process: &Process, boot: u32) -> Qemu {
         error: None,
     };
     let open = process.disks.iter().flat_map(|open| &open.chain).map(|layer| layer.path.clone());
+    let open = open.chain(process.stray.iter().cloned());
     Qemu {
         instance: format!("{} on boot {boot}", process.number),
         disks: process.disks.iter().map(disk).collect(),
@@ -86,7 +97,7 @@ pub(super) fn synced(id: DomainId) -> Part {
 fn saved_now(inner: &mut Inner, id: &DomainId, file: &Path, whole: bool) -> HvResult<()> {
     let process = inner.process(id)?;
     let was_running = matches!(process.run, RunState::Running | RunState::Paused(PauseReason::Job));
-    let image = memory_image(&process.live.text(), &process.memory, was_running, whole)?;
+    let image = memory_image(&process.live.text(), &process.mind(), was_running, whole)?;
     std::fs::write(file, image).map_err(io)?;
     let when = inner.stamp();
     std::fs::File::open(file).and_then(|file| file.set_modified(when)).map_err(io)
@@ -118,9 +129,7 @@ pub(super) fn save(id: DomainId, file: PathBuf, operation: &'static str) -> Vec<
         }),
         part(move |inner| {
             inner.process(&id)?;
-            let domain = inner.domain(&id)?;
-            domain.process = None;
-            (domain.saved, domain.crashed) = (Some(true), false);
+            inner.ended(&id, true, false);
             Ok(())
         }),
     ]
@@ -133,6 +142,9 @@ pub(super) fn take(id: DomainId, take: Take) -> Vec<Part> {
         part(move |inner| {
             if let Some((_, missing)) = begin.disks.iter().find(|(_, overlay)| !overlay.exists()) {
                 return no(Trouble::Missing, format!("missing existing file {}", missing.display()));
+            }
+            if begin.memory.is_some() && inner.domain(&id)?.process.is_none() {
+                return no(Trouble::Refused, "a snapshot with memory needs a domain that runs");
             }
             if let Some(memory) = &begin.memory
                 && let Ok(process) = inner.process(&id)
@@ -166,21 +178,44 @@ fn transaction(inner: &mut Inner, id: &DomainId, take: &Take) -> HvResult<()> {
         saved_now(inner, id, memory, true)?;
     }
     let process = inner.process(id)?;
+    let moves = match moves(process, take) {
+        Ok(moves) => moves,
+        Err(e) => {
+            // The guest goes on as if nothing had been asked for, and its memory is not kept.
+            if process.saving.take().is_some() && process.run == RunState::Paused(PauseReason::Job) {
+                process.run = RunState::Running;
+            }
+            if let Some(memory) = &take.memory {
+                let _ = std::fs::remove_file(memory);
+            }
+            return Err(e);
+        }
+    };
+    for (target, chain) in moves {
+        Inner::moves(process, &target, chain)?;
+    }
+    Ok(())
+}
+
+/// Where the disks go: all of them, or none.
+fn moves(process: &mut Process, take: &Take) -> HvResult<Vec<(Target, Vec<Layer>)>> {
     let mut moves = Vec::new();
     for (target, overlay) in &take.disks {
         let Some(open) = process.disks.iter().find(|open| open.target == *target) else {
             return no(Trouble::Refused, format!("no such disk {target}"));
         };
-        if open.chain[0].path == *overlay {
-            return no(Trouble::Refused, "node is busy");
+        if process.disks.iter().flat_map(|open| &open.chain).any(|layer| layer.path == *overlay) {
+            return no(Trouble::Locked, "Failed to get \"write\" lock");
         }
         let top = Layer { path: overlay.clone(), format: "qcow2".to_owned() };
+        // What turns out to be no image stays open all the same.
+        if let Err(e) = local::inspect(&top) {
+            process.stray.push(overlay.clone());
+            return Err(e);
+        }
         moves.push((target.clone(), [vec![top], open.chain.clone()].concat()));
     }
-    for (target, chain) in moves {
-        Inner::moves(process, &target, chain)?;
-    }
-    Ok(())
+    Ok(moves)
 }
 
 /// libvirt writes down where the disks are; of the persistent definition only what named the same file as the live one.
@@ -193,10 +228,12 @@ fn noted(domain: &mut Domain, take: &Take) -> HvResult<()> {
         if let Some(disk) = domain.persistent.as_mut().and_then(|def| def.disk(target))
             && was.is_none_or(|was| *was == disk.layer)
         {
-            (disk.layer, disk.backing) = (layer.clone(), None);
+            let below = live.is_some().then(|| [vec![disk.layer.clone()], disk.backing.take().unwrap_or_default()]);
+            (disk.layer, disk.backing) = (layer.clone(), below.map(|below| below.concat()));
         }
-        if let Some(process) = &mut domain.process {
-            process.live.point(target, &layer);
+        if let Some(disk) = domain.process.as_mut().and_then(|process| process.live.disk(target)) {
+            let below = [vec![disk.layer.clone()], disk.backing.take().unwrap_or_default()].concat();
+            (disk.layer, disk.backing) = (layer, Some(below));
         }
     }
     if let Some(process) = &mut domain.process {
@@ -224,7 +261,10 @@ pub(super) fn pivot(id: DomainId, commit: Commit) -> Vec<Part> {
         part(move |inner| {
             let process = inner.process(&id)?;
             if !process.jobs.get(&move_it.target).is_some_and(|job| job.ready) {
-                return no(Trouble::Refused, "block job is not ready");
+                return match process.jobs.contains_key(&move_it.target) {
+                    true => no(Trouble::Busy, "disk not ready for pivot yet"),
+                    false => no(Trouble::Refused, "disk does not have an active block job"),
+                };
             }
             let chain = chain_of(process, &move_it)?;
             drain(inner, &chain)?;
@@ -236,13 +276,11 @@ pub(super) fn pivot(id: DomainId, commit: Commit) -> Vec<Part> {
             Inner::moves(process, &move_it.target, chain[1..].to_vec())
         }),
         part(move |inner| {
-            if let Some(disk) = inner.process(&live)?.live.disk(&note.target) {
-                disk.mirror = None;
-                if disk.layer.path != note.base {
-                    let format =
-                        if note.base.extension().is_some_and(|e| e == "raw") { "raw" } else { "qcow2" };
-                    disk.layer = Layer { path: note.base.clone(), format: format.to_owned() };
-                }
+            let process = inner.process(&live)?;
+            let open = process.disks.iter().find(|open| open.target == note.target);
+            let chain = open.map(|open| open.chain.clone()).unwrap_or_default();
+            if let (Some(disk), [top, below @ ..]) = (process.live.disk(&note.target), chain.as_slice()) {
+                (disk.mirror, disk.layer, disk.backing) = (None, top.clone(), Some(below.to_vec()));
             }
             Ok(())
         }),
@@ -250,8 +288,9 @@ pub(super) fn pivot(id: DomainId, commit: Commit) -> Vec<Part> {
             if !notes {
                 return Ok(());
             }
-            // It tells what lies below as well, as if there were nothing else to be found out.
+            // What was said to lie below it tells as well; what was found out it does not.
             let process = inner.process(&id)?;
+            let found = process.live.disk(&commit.target).is_some_and(|disk| disk.found);
             let open = process.disks.iter().find(|open| open.target == commit.target);
             let chain = open.map(|open| open.chain.clone()).unwrap_or_default();
             let def = inner.domain(&id)?.persistent.as_mut();
@@ -259,7 +298,7 @@ pub(super) fn pivot(id: DomainId, commit: Commit) -> Vec<Part> {
                 (def.and_then(|def| def.disk(&commit.target)), chain.as_slice())
                 && disk.layer.path == commit.overlay
             {
-                (disk.layer, disk.backing) = (top.clone(), Some(below.to_vec()));
+                (disk.layer, disk.backing) = (top.clone(), (!found).then(|| below.to_vec()));
             }
             Ok(())
         }),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::acts::{chain_of, marked, observed, pivot, qemu, redefined, save, synced, take};
 use super::effects::part;
 use super::events::{memory_head, read_memory};
-use super::{Client, Def, Domain, Fake, HEAD, Job, io, no};
+use super::{Client, Def, Domain, Fake, HEAD, Job, disk, io, no};
 use crate::hypervisor::*;
 
 /// How long a guest needs to shut down.
@@ -40,16 +40,24 @@ impl Hypervisor for Client {
     async fn domains(&self) -> HvResult<Vec<DomainRef>> {
         self.look(|inner| {
             let one = |(id, domain): (&DomainId, &Domain)| DomainRef { id: *id, name: domain.name.clone() };
-            Ok(inner.domains.iter().map(one).collect())
+            let mut all: Vec<DomainRef> = inner.domains.iter().map(one).collect();
+            all.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(all)
         })
         .await
     }
 
     async fn find(&self, name: &str) -> HvResult<DomainRef> {
         let all = self.domains().await?;
-        match all.into_iter().find(|d| d.name == name || d.id.to_string() == name) {
-            Some(found) => Ok(found),
-            None => no(Trouble::NoSuchDomain, "there is no such domain"),
+        if let Some(found) = all.iter().find(|d| d.name == name) {
+            return Ok(found.clone());
+        }
+        let beginning = name.to_ascii_lowercase();
+        let fits = |d: &&DomainRef| !beginning.is_empty() && d.id.to_string().starts_with(&beginning);
+        match all.iter().filter(fits).collect::<Vec<_>>()[..] {
+            [found] => Ok(found.clone()),
+            [] => no(Trouble::NoSuchDomain, "there is no such domain"),
+            _ => no(Trouble::Refused, "several domains have a UUID that begins so"),
         }
     }
 
@@ -71,7 +79,7 @@ impl Hypervisor for Client {
 
     async fn control(&self, id: &DomainId) -> HvResult<Control> {
         self.look(|inner| {
-            inner.domain(id)?;
+            inner.process(id)?;
             Ok(Fake::busy(inner, id).map_or(Control::Idle, |for_ms| Control::Busy { for_ms }))
         })
         .await
@@ -143,12 +151,13 @@ impl Hypervisor for Client {
     }
 
     async fn clear_marker(&self, id: &DomainId) -> HvResult<()> {
-        let mut parts = redefined(*id, |def| {
-            def.marker = None;
+        let id = *id;
+        let write = part(move |inner| {
+            inner.domain(&id)?.persistent.iter_mut().for_each(|def| def.marker = None);
             Ok(())
         });
-        parts.insert(1, marked(*id, None));
-        self.effect("clear-marker", Some(*id), parts).await
+        let parts = vec![write, marked(id, None), synced(id)];
+        self.effect("clear-marker", Some(id), parts).await
     }
 
     async fn take(&self, id: &DomainId, wanted: &Take) -> HvResult<()> {
@@ -196,27 +205,17 @@ impl Hypervisor for Client {
     }
 
     async fn freeze_state(&self, id: &DomainId) -> HvResult<FreezeState> {
-        self.look(|inner| {
-            let domain = inner.domain(id)?;
-            let answers = domain.agent_answers;
-            match &domain.process {
-                None => no(Trouble::NotRunning, "domain is not running"),
-                Some(process) if !process.live.agent => {
-                    no(Trouble::NoAgent, "QEMU guest agent is not configured")
-                }
-                Some(_) if !answers => no(Trouble::AgentSilent, "guest agent is not responding"),
-                Some(process) if process.frozen => Ok(FreezeState::Frozen),
-                Some(_) => Ok(FreezeState::Thawed),
-            }
-        })
-        .await
+        let frozen = self.look(|inner| Ok(inner.agent(id)?.frozen)).await?;
+        Ok(if frozen { FreezeState::Frozen } else { FreezeState::Thawed })
     }
 
     async fn freeze(&self, id: &DomainId) -> HvResult<u32> {
         let id = *id;
         self.answer("freeze", Some(id), move |inner| {
-            inner.process(&id)?.frozen = true;
-            Ok(1)
+            match std::mem::replace(&mut inner.agent(&id)?.frozen, true) {
+                false => Ok(1),
+                true => no(Trouble::Refused, "the agent takes no such command while it is frozen"),
+            }
         })
         .await
     }
@@ -224,7 +223,7 @@ impl Hypervisor for Client {
     async fn thaw(&self, id: &DomainId) -> HvResult<u32> {
         let id = *id;
         self.answer("thaw", Some(id), move |inner| {
-            Ok(u32::from(std::mem::take(&mut inner.process(&id)?.frozen)))
+            Ok(u32::from(std::mem::take(&mut inner.agent(&id)?.frozen)))
         })
         .await
     }
@@ -232,21 +231,25 @@ impl Hypervisor for Client {
     async fn commit_begin(&self, id: &DomainId, commit: &Commit) -> HvResult<()> {
         let (id, commit) = (*id, commit.clone());
         let one = part(move |inner| {
-            let ready_at = inner.now() + CATCH_UP;
+            let slowly = match commit.bandwidth {
+                0 => Duration::ZERO,
+                rate => Duration::from_secs(disk::allocated(&commit.overlay).map_err(io)? / rate),
+            };
+            let ready_at = inner.now() + CATCH_UP + slowly;
             if inner.helpers.contains(&commit.base) {
                 return no(Trouble::Locked, "Failed to get \"write\" lock");
             }
             let process = inner.process(&id)?;
             chain_of(process, &commit)?;
             if process.jobs.contains_key(&commit.target) {
-                return no(Trouble::Refused, "disk already in active block job");
+                return no(Trouble::Busy, "disk already in active block job");
             }
             let libvirt_knows = commit.through == Through::Libvirt;
             let believed = process.live.disk(&commit.target).map(|disk| disk.layer.path.clone());
             if libvirt_knows && believed.as_ref() != Some(&commit.overlay) {
                 return no(Trouble::Refused, "could not find image beneath");
             }
-            process.jobs.insert(commit.target, Job { ready_at, ready: false });
+            process.jobs.insert(commit.target, Job { ready_at, ready: false, known: libvirt_knows });
             Ok(())
         });
         self.effect("commit-begin", Some(id), vec![one]).await
@@ -265,8 +268,14 @@ impl Hypervisor for Client {
         self.effect("commit-abort", Some(id), vec![one]).await
     }
 
-    async fn close_unused(&self, _: &DomainId, _: &[PathBuf]) -> HvResult<()> {
-        Ok(())
+    async fn close_unused(&self, id: &DomainId, files: &[PathBuf]) -> HvResult<()> {
+        self.look(|inner| {
+            if let Some(process) = &mut inner.domain(id)?.process {
+                process.stray.retain(|file| !files.contains(file));
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn memory_image_definition(&self, path: &Path) -> HvResult<String> {
@@ -300,7 +309,7 @@ impl Hypervisor for Client {
                 persistent: None,
                 durable: None,
                 autostart: false,
-                saved: Some(false),
+                saved: None,
                 crashed: false,
                 process: None,
                 agent_answers: true,
@@ -340,14 +349,14 @@ impl Hypervisor for Client {
         let (image, def) = (image.to_owned(), Def::read(xml)?);
         let id = def.id;
         let one = part(move |inner| {
-            if inner.domain(&def.id)?.process.is_some() {
-                return no(Trouble::Refused, "domain is already active");
-            }
-            let (stored, memory, was_running) = read_memory(&image)?;
+            let (stored, memory, _) = read_memory(&image)?;
             if (&stored.name, &stored.id) != (&def.name, &def.id) {
                 return no(Trouble::Refused, "another name or UUID");
             }
-            inner.power_on(&def.id.clone(), def, paused || !was_running, Some(memory))
+            if inner.domain(&def.id)?.process.is_some() {
+                return no(Trouble::Refused, "domain is already active");
+            }
+            inner.power_on(&def.id.clone(), def, paused, Some(memory))
         });
         self.effect("start-from-memory", Some(id), vec![one]).await
     }
@@ -355,7 +364,11 @@ impl Hypervisor for Client {
     async fn set_autostart(&self, id: &DomainId, on: bool) -> HvResult<()> {
         let id = *id;
         let one = part(move |inner| {
-            inner.domain(&id)?.autostart = on;
+            let domain = inner.domain(&id)?;
+            if domain.persistent.is_none() {
+                return no(Trouble::Refused, "cannot set autostart for transient domain");
+            }
+            domain.autostart = on;
             Ok(())
         });
         self.effect("set-autostart", Some(id), vec![one]).await
@@ -364,10 +377,8 @@ impl Hypervisor for Client {
     async fn destroy(&self, id: &DomainId) -> HvResult<()> {
         let id = *id;
         let one = part(move |inner| {
-            let domain = inner.domain(&id)?;
-            if domain.process.take().is_some() {
-                (domain.saved, domain.crashed) = (Some(false), false);
-            }
+            inner.domain(&id)?;
+            inner.ended(&id, false, false);
             Ok(())
         });
         self.effect("destroy", Some(id), vec![one]).await
@@ -392,6 +403,9 @@ impl Hypervisor for Client {
     async fn redefine(&self, id: &DomainId, xml: &str) -> HvResult<()> {
         let new = Def::read(xml)?;
         let parts = redefined(*id, move |def| {
+            if (&def.name, &def.id) != (&new.name, &new.id) {
+                return no(Trouble::Refused, "domain is already defined with uuid");
+            }
             *def = new;
             Ok(())
         });
@@ -400,7 +414,12 @@ impl Hypervisor for Client {
 
     async fn take_managed_save(&self, id: &DomainId, to: &Path) -> HvResult<bool> {
         let (id, to) = (*id, to.to_owned());
-        let image = self.world.inner().managed_save(&id);
+        let image = self
+            .look(|inner| {
+                inner.domain(&id)?;
+                Ok(inner.managed_save(&id))
+            })
+            .await?;
         let Some(image) = image.filter(|image| image.exists()) else { return Ok(false) };
         let from = image.clone();
         let link = part(move |_| match std::fs::hard_link(&from, &to) {

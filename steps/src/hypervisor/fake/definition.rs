@@ -31,6 +31,9 @@ pub struct DefDisk {
     /// What it says to be below; nothing: the image tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<Vec<Layer>>,
+    /// What is below was found out by libvirt itself: it does not tell of it in a persistent definition.
+    #[serde(default)]
+    pub found: bool,
     /// libvirt's idea of a block job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
@@ -71,7 +74,7 @@ impl Def {
 
     pub(super) fn point(&mut self, target: &Target, layer: &Layer) {
         if let Some(disk) = self.disk(target) {
-            (disk.layer, disk.backing, disk.mirror) = (layer.clone(), None, None);
+            *disk = DefDisk { target: target.clone(), layer: layer.clone(), backing: None, found: false, mirror: None };
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use crate::hypervisor::Layer;
 
-const CLUSTER: u64 = 4096;
+pub(super) const CLUSTER: u64 = 4096;
 const L1: u64 = CLUSTER;
 const BLOCK: u64 = 3 * CLUSTER;
 const FIRST_FREE: u64 = 4;
@@ -129,6 +129,11 @@ pub(super) fn write(top: &Layer, number: u64, bytes: &[u8], when: SystemTime) ->
     };
     file.write_all_at(bytes, at)?;
     file.set_modified(when)
+}
+
+/// Bytes of data in a qcow2 file.
+pub(super) fn allocated(overlay: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(overlay)?.len().saturating_sub(FIRST_FREE * CLUSTER))
 }
 
 /// Writes what an overlay holds into the image under it.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Def, Domain, Fake, HEAD, Inner, Memory, Open, Process, disk, home, io, no, tick};
-use crate::hypervisor::{DomainId, FileId, HvResult, Layer, PauseReason, RunState, Trouble};
+use super::{Def, Domain, Fake, HEAD, Inner, Mind, Open, Process, disk, home, io, no, tick};
+use crate::hypervisor::{DomainId, FileId, HvResult, Layer, PauseReason, RunState, Target, Trouble};
 use crate::image::chain;
 use crate::image::qcow2::Format;
 use crate::snapshot::memory::{PART, WHOLE};
@@ -44,9 +44,8 @@ impl Fake {
         for domain in inner.domains.values_mut() {
             (domain.saved, domain.crashed) = (None, false);
             let Some(process) = &mut domain.process else { continue };
-            process.saving = None;
             // A save that was cut off is given up, and its guest runs on.
-            if process.run == RunState::Paused(PauseReason::Job) {
+            if process.saving.take().is_some() && process.run == RunState::Paused(PauseReason::Job) {
                 process.run = RunState::Running;
             }
         }
@@ -55,10 +54,8 @@ impl Fake {
     /// QEMU is killed.
     pub fn qemu_dies(&self, id: &DomainId) {
         let mut inner = self.inner();
-        if let Some(domain) = inner.domains.get_mut(id).filter(|d| d.process.is_some()) {
-            domain.process = None;
-            (domain.saved, domain.crashed, domain.theirs) = (Some(false), true, true);
-        }
+        inner.ended(id, false, true);
+        inner.theirs(id);
     }
 
     /// An operator starts the domain; it may fail, as theirs may.
@@ -69,10 +66,8 @@ impl Fake {
     /// An operator pulls the plug.
     pub fn operator_destroys(&self, id: &DomainId) {
         let mut inner = self.inner();
-        if let Some(domain) = inner.domains.get_mut(id).filter(|d| d.process.is_some()) {
-            domain.process = None;
-            (domain.saved, domain.crashed, domain.theirs) = (Some(false), false, true);
-        }
+        inner.ended(id, false, false);
+        inner.theirs(id);
     }
 
     /// An operator pauses the guest, or lets it run.
@@ -95,12 +90,61 @@ impl Fake {
         let Some(image) = inner.managed_save(id) else { return no(Trouble::NoSuchDomain, "there is none") };
         let process = inner.process(id)?;
         let bytes =
-            memory_image(&process.live.text(), &process.memory, process.run == RunState::Running, true)?;
+            memory_image(&process.live.text(), &process.mind(), process.run == RunState::Running, true)?;
         std::fs::write(image, bytes).map_err(io)?;
-        let domain = inner.domain(id)?;
-        domain.process = None;
-        (domain.saved, domain.crashed, domain.theirs) = (Some(true), false, true);
+        inner.ended(id, true, false);
+        inner.theirs(id);
         Ok(())
+    }
+
+    /// An operator undefines the domain (virsh undefine): while it runs it is transient from here on.
+    pub fn operator_undefines(&self, id: &DomainId) {
+        let mut inner = self.inner();
+        let Some(domain) = inner.domains.get_mut(id) else { return };
+        (domain.persistent, domain.durable, domain.autostart) = (None, None, false);
+        if domain.process.is_none() {
+            inner.domains.remove(id);
+        }
+    }
+
+    /// Somebody's program opens an image, to write to it.
+    pub fn helper_opens(&self, image: &Path) {
+        self.inner().helpers.push(image.to_owned());
+    }
+
+    /// And closes it.
+    pub fn helper_closes(&self, image: &Path) {
+        self.inner().helpers.retain(|held| held != image);
+    }
+
+    /// The guest fills a cluster of a disk with a byte.
+    ///
+    /// # Errors
+    /// When it does not run, or its image cannot be written.
+    pub fn guest_writes(&self, id: &DomainId, target: &Target, at: u64, byte: u8) -> HvResult<()> {
+        let mut inner = self.inner();
+        let when = inner.stamp();
+        let process = inner.process(id)?;
+        let Some(open) = process.disks.iter().find(|open| open.target == *target) else {
+            return no(Trouble::Refused, "no such disk");
+        };
+        let (number, bytes) = (at / disk::CLUSTER, vec![byte; disk::CLUSTER as usize]);
+        disk::write(&open.chain[0], number, &bytes, when).map_err(io)?;
+        // A commit that has caught up goes along with every write.
+        if process.jobs.get(target).is_some_and(|job| job.ready)
+            && let [_, base, ..] = open.chain.as_slice()
+        {
+            disk::write(base, number, &bytes, when).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// The last tick that a guest has written, and which of its boots it is.
+    #[must_use]
+    pub fn guest_ticks(&self, id: &DomainId) -> Option<(u64, u64)> {
+        let inner = self.inner();
+        let process = inner.domains.get(id)?.process.as_ref()?;
+        Some((process.memory.values().max().copied().unwrap_or(0), process.life))
     }
 
     /// The guest gets an agent.
@@ -147,6 +191,23 @@ impl Fake {
 }
 
 impl Inner {
+    /// QEMU is gone, if there was one, and with it a domain that is not defined.
+    pub(super) fn ended(&mut self, id: &DomainId, saved: bool, crashed: bool) {
+        let Some(domain) = self.domains.get_mut(id).filter(|domain| domain.process.is_some()) else { return };
+        domain.process = None;
+        (domain.saved, domain.crashed) = (Some(saved), crashed);
+        if domain.persistent.is_none() {
+            self.domains.remove(id);
+        }
+    }
+
+    /// It was somebody else who ended it.
+    fn theirs(&mut self, id: &DomainId) {
+        if let Some(domain) = self.domains.get_mut(id) {
+            domain.theirs = true;
+        }
+    }
+
     /// Somebody else starts a domain, from its managed save image if there is one.
     fn start(&mut self, id: &DomainId, paused: bool, theirs: bool) {
         if self.domains.get(id).is_none_or(|d| d.process.is_some()) {
@@ -188,16 +249,18 @@ impl Inner {
     pub(super) fn power_on(
         &mut self,
         id: &DomainId,
-        live: Def,
+        mut live: Def,
         paused: bool,
-        memory: Option<Memory>,
+        memory: Option<Mind>,
     ) -> HvResult<()> {
         let mut disks = Vec::new();
-        for disk in &live.disks {
+        for disk in &mut live.disks {
             let chain = match &disk.backing {
                 Some(below) => [std::slice::from_ref(&disk.layer), below.as_slice()].concat(),
                 None => opened(&disk.layer)?,
             };
+            disk.found |= disk.backing.is_none();
+            disk.backing = Some(chain[1..].to_vec());
             let ids = chain
                 .iter()
                 .map(|layer| std::fs::metadata(&layer.path).map(|data| FileId::of(&data)))
@@ -222,9 +285,9 @@ impl Inner {
             found.insert(open.target.clone(), tick(&open.chain).map_err(io)?);
         }
         match &memory {
-            Some(memory) if *memory != found => self
+            Some(Mind { ticks, .. }) if *ticks != found => self
                 .wrong
-                .push(format!("memory that knows {memory:?} was loaded onto disks that hold {found:?}")),
+                .push(format!("memory that knows {ticks:?} was loaded onto disks that hold {found:?}")),
             _ => {}
         }
         for open in &disks {
@@ -244,17 +307,22 @@ impl Inner {
         }
         self.processes += 1;
         let number = self.processes;
-        let run = if paused { RunState::Paused(PauseReason::Asked) } else { RunState::Running };
+        // Of a guest that comes with its memory libvirt never says that somebody asked for its pause.
+        let reason = if memory.is_some() { PauseReason::Job } else { PauseReason::Asked };
+        let run = if paused { RunState::Paused(reason) } else { RunState::Running };
+        let mind = memory.unwrap_or(Mind { life: u64::from(number), ticks: found });
         let domain = self.domain(id)?;
-        (domain.saved, domain.crashed) = (Some(false), false);
+        (domain.saved, domain.crashed) = (None, false);
         domain.process = Some(Process {
             number,
             live,
             run,
             disks,
             jobs: BTreeMap::new(),
+            stray: Vec::new(),
             frozen: false,
-            memory: memory.unwrap_or(found),
+            memory: mind.ticks,
+            life: mind.life,
             obeys_at: None,
             saving: None,
             aborted: false,
@@ -291,7 +359,7 @@ fn opened(top: &Layer) -> HvResult<Vec<Layer>> {
 }
 
 /// A memory image: a head with the definition, then what the guest remembers.
-pub(super) fn memory_image(def: &str, memory: &Memory, was_running: bool, whole: bool) -> HvResult<Vec<u8>> {
+pub(super) fn memory_image(def: &str, memory: &Mind, was_running: bool, whole: bool) -> HvResult<Vec<u8>> {
     let mut bytes = memory_head(def, was_running, whole)?;
     bytes.extend(serde_json::to_vec(memory).unwrap_or_default());
     Ok(bytes)
@@ -313,7 +381,7 @@ pub(super) fn memory_head(def: &str, was_running: bool, whole: bool) -> HvResult
 }
 
 /// Reads one: definition, memory, whether the guest ran.
-pub(super) fn read_memory(path: &Path) -> HvResult<(Def, Memory, bool)> {
+pub(super) fn read_memory(path: &Path) -> HvResult<(Def, Mind, bool)> {
     let bytes = std::fs::read(path).map_err(io)?;
     if bytes.len() < HEAD || !bytes.starts_with(WHOLE) {
         return no(Trouble::Refused, "the image is incomplete");
@@ -325,6 +393,13 @@ pub(super) fn read_memory(path: &Path) -> HvResult<(Def, Memory, bool)> {
         crate::hypervisor::HvError::new(Trouble::Refused, format!("the memory's stream is damaged: {e}"))
     })?;
     Ok((Def::read(text)?, memory, field(24) != 0))
+}
+
+impl Process {
+    /// What its guest remembers.
+    pub(super) fn mind(&self) -> Mind {
+        Mind { life: self.life, ticks: self.memory.clone() }
+    }
 }
 
 impl Domain {

@@ -64,7 +64,7 @@ impl Storage for Client {
             if raised.is_cancelled() {
                 return no(Trouble::Cancelled, "gives way");
             }
-            if held.iter().any(|file| open(inner, file)) {
+            if held.iter().any(|file| open(inner, file) || inner.helpers.contains(file)) {
                 return no(Trouble::Locked, "Failed to get \"write\" lock");
             }
             inner.helpers.extend(held);

@@ -46,6 +46,13 @@ pub use definition::{Def, DefDisk};
 /// What a guest remembers: the last tick that it wrote to each disk.
 pub type Memory = BTreeMap<Target, u64>;
 
+/// All of it, as a memory image holds it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct Mind {
+    life: u64,
+    ticks: Memory,
+}
+
 /// The world.
 #[derive(Clone)]
 pub struct Fake(Arc<Mutex<Inner>>);
@@ -70,6 +77,8 @@ pub(super) struct Open {
 pub(super) struct Job {
     ready_at: Duration,
     ready: bool,
+    /// libvirt began it, and knows of it.
+    known: bool,
 }
 
 pub(super) struct Process {
@@ -78,8 +87,12 @@ pub(super) struct Process {
     run: RunState,
     disks: Vec<Open>,
     jobs: BTreeMap<Target, Job>,
+    /// Files that it opened for a snapshot that came to nothing, and keeps open.
+    stray: Vec<PathBuf>,
     frozen: bool,
     memory: Memory,
+    /// Which boot of all guests' it is: it goes on with the memory.
+    life: u64,
     /// It was asked to shut down, and does so at that time.
     obeys_at: Option<Duration>,
     /// libvirt stands in the middle of saving it.
@@ -234,6 +247,7 @@ impl Fake {
                 target: format!("vd{letter}").as_str().into(),
                 layer,
                 backing: None,
+                found: false,
                 mirror: None,
             });
         }
@@ -294,7 +308,7 @@ impl Fake {
     /// # Errors
     /// When it is none, or not whole.
     pub fn memory_in(image: &Path) -> HvResult<Memory> {
-        Ok(events::read_memory(image)?.1)
+        Ok(events::read_memory(image)?.1.ticks)
     }
 
     pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -363,6 +377,18 @@ impl Inner {
         domain.process.as_mut().ok_or_else(|| HvError::new(Trouble::NotRunning, "domain is not running"))
     }
 
+    /// A guest whose agent answers.
+    fn agent(&mut self, id: &DomainId) -> HvResult<&mut Process> {
+        let answers = self.domain(id)?.agent_answers;
+        let process = self.process(id)?;
+        match process {
+            Process { run, .. } if *run != RunState::Running => no(Trouble::NotRunning, "domain is not running"),
+            Process { live, .. } if !live.agent => no(Trouble::NoAgent, "QEMU guest agent is not configured"),
+            _ if !answers => no(Trouble::AgentSilent, "guest agent is not responding"),
+            process => Ok(process),
+        }
+    }
+
     /// Time has passed: what was due happens, and guests that run write.
     fn pass(&mut self) {
         let now = self.now();
@@ -393,8 +419,7 @@ impl Inner {
         let when = self.stamp();
         let Some(domain) = self.domains.get_mut(id) else { return Ok(()) };
         if domain.process.as_ref().is_some_and(|p| p.obeys_at.is_some_and(|at| at <= now)) {
-            domain.process = None;
-            (domain.saved, domain.crashed) = (Some(false), false);
+            self.ended(id, false, false);
             return Ok(());
         }
         let Some(process) = &mut domain.process else { return Ok(()) };
