@@ -84,7 +84,9 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl 
 
 /// The kind of trouble that a call has run into.
 pub fn trouble<T: std::fmt::Debug>(outcome: HvResult<T>) -> Trouble {
-    outcome.expect_err("it was to be refused").trouble
+    let error = outcome.expect_err("it was to be refused");
+    println!("refused: {error}");
+    error.trouble
 }
 
 /// The first byte of the place, as whoever opens the image with its chain reads it. Asked of QEMU's own program, beside
@@ -92,7 +94,8 @@ pub fn trouble<T: std::fmt::Debug>(outcome: HvResult<T>) -> Trouble {
 pub fn byte_in(image: &Layer) -> u8 {
     let read = format!("read -v {PLACE} 512");
     let mut command = std::process::Command::new("qemu-io");
-    let said = command.args(["-r", "-U", "-f", &image.format, "-c", &read]).arg(&image.path).output().unwrap();
+    let said =
+        command.args(["-r", "-U", "-f", &image.format, "-c", &read]).arg(&image.path).output().unwrap();
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
     let line = text.lines().find(|line| line.starts_with(&format!("{PLACE:08x}:")));
     let byte = line.and_then(|line| line.split_whitespace().nth(1));
@@ -142,8 +145,13 @@ impl dyn Bench + '_ {
     /// An empty overlay for a disk.
     pub async fn overlay(&self, domain: &DomainRef, target: &str) -> Layer {
         let base = self.own(domain, target).await;
+        self.overlay_on(base, &format!("{}-{target}", domain.name)).await
+    }
+
+    /// An empty overlay on an image.
+    pub async fn overlay_on(&self, base: Layer, name: &str) -> Layer {
         let size = self.storage().inspect(&base).await.unwrap().unwrap().virtual_size;
-        let path = self.folder().join(format!("vmkeep-0123456789ab-{}-{target}.qcow2", domain.name));
+        let path = self.folder().join(format!("vmkeep-0123456789ab-{name}.qcow2"));
         let spec = OverlaySpec { path: path.clone(), base, virtual_size: size };
         self.storage().create_overlay(&spec).await.unwrap();
         Layer { path, format: "qcow2".to_owned() }

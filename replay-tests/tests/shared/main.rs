@@ -46,7 +46,8 @@ fn every_behaviour_is_that_of_the_fake() {
     for behaviour in chosen() {
         let shown = std::panic::catch_unwind(|| {
             let folder = tempfile::tempdir().unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             runtime.unwrap().block_on(async {
                 let bench = fake::OnFake::new(folder.path());
                 (behaviour.show)(&bench).await;
@@ -75,7 +76,8 @@ fn every_behaviour_is_that_of_libvirt_and_qemu() {
     // So that it can start libvirtd again.
     if rustix::process::geteuid().is_root() {
         let user = testbed.user();
-        std::os::unix::fs::chown(testbed.dir().join("log/libvirtd.log"), Some(user.uid), Some(user.gid)).unwrap();
+        std::os::unix::fs::chown(testbed.dir().join("log/libvirtd.log"), Some(user.uid), Some(user.gid))
+            .unwrap();
     }
     let mut command = testbed.command(&program);
     command.args(["--exact", "as_the_user", "--ignored", "--nocapture"]).env("VMKEEP_TESTBED", testbed.dir());

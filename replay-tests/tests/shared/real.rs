@@ -60,11 +60,17 @@ impl OnLibvirt {
     /// A program that has an image open.
     fn open(&self, image: &Layer, options: &[&str]) -> Held {
         let mut command = self.testbed.command("qemu-io");
-        command.args(options).args(["-f", &image.format]).arg(&image.path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(options)
+            .args(["-f", &image.format])
+            .arg(&image.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut holder = command.spawn().unwrap();
         // Its prompt tells that the image is open.
         let mut prompt = [0; 1];
-        let prompted = block_in_place(|| std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut prompt));
+        let prompted =
+            block_in_place(|| std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut prompt));
         prompted.unwrap();
         Box::new(Open(holder))
     }

@@ -128,7 +128,7 @@ fn guest(
     if matches!(now.run, RunState::Paused(_)) && !may_stand && was.picture.run == RunState::Running {
         wrong.push("the guest stands still".to_owned());
     }
-    if matches!(now.run, RunState::Paused(PauseReason::Job)) {
+    if now.busy && matches!(now.run, RunState::Paused(PauseReason::Job)) {
         wrong.push("libvirt's own job is still on".to_owned());
     }
     let host = any(|act| matches!(act, Act::Host { .. }));

@@ -177,11 +177,13 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// QEMU's own answer alone; nothing if the domain is off. Asked several times while a guest stands still: quick.
     async fn qemu(&self, domain: &DomainId) -> HvResult<Option<Qemu>>;
 
-    /// Whether libvirt is busy with this domain. Answers at once, also while QEMU is stuck.
+    /// Whether libvirt is busy with this domain. Answers at once, also while QEMU is stuck. [`Trouble::NotRunning`] if the
+    /// domain is off.
     async fn control(&self, domain: &DomainId) -> HvResult<Control>;
 
     /// libvirt's asynchronous job on this domain (save, snapshot, backup, migration) and how far it is; nothing if
     /// there is none. Shown apart from [`Hypervisor::control`] because neither tells what the other does.
+    /// [`Trouble::NotRunning`] if the domain is off.
     async fn domain_job(&self, domain: &DomainId) -> HvResult<Option<DomainJob>>;
 
     /// Ends libvirt's asynchronous job. Nothing happens if there is none.

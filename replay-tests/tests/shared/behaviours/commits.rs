@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 use vmkeep_steps::hypervisor::{
-    Backing, BlockJobKind, Commit, Layer, Mirror, PauseReason, RunState, Trouble,
+    Backing, BlockJobKind, Commit, DiskChange, Layer, Mirror, PauseReason, RunState, Trouble,
 };
 
 use crate::bench::{Bench, assert_same, byte_in, layer_in, trouble};
@@ -40,11 +40,40 @@ pub async fn a_commit_is_begun_gets_ready_and_moves_everybody_back(bench: &dyn B
     let disk = live.disk(&commit.target).unwrap();
     assert_eq!((disk.mirror, &disk.backing), (None, &Backing::Explicit(Vec::new())));
     let persistent = seen.persistent.unwrap();
-    assert_eq!(persistent.disk(&commit.target).unwrap().backing, Backing::Probed, "libvirt found it out itself");
+    assert_eq!(
+        persistent.disk(&commit.target).unwrap().backing,
+        Backing::Probed,
+        "libvirt found it out itself"
+    );
     assert_eq!((layer_in(&persistent, "vda"), persistent.bare), (layer_in(&first, "vda"), first.bare));
     bench.hypervisor().sync_definitions().await.unwrap();
     bench.write(&domain, "vda", 0x55).await;
     assert_eq!(byte_in(&qcow2(&commit.base)), 0x55);
+}
+
+/// A linked clone: its image stands on another by its header alone.
+pub async fn a_chain_that_nobody_wrote_down_is_not_written_down_by_a_commit(bench: &dyn Bench) {
+    let domain = bench.domain().await;
+    let template = bench.own(&domain, "vda").await;
+    let clone = bench.overlay_on(template.clone(), &format!("{}-clone", domain.name)).await;
+    let point = DiskChange::Point(vec![("vda".into(), clone.clone())]);
+    bench.hypervisor().redefine_disks(&domain.id, &point).await.unwrap();
+    let before = bench.definition(&domain).await;
+    bench.start(&domain).await;
+    let commit = bench.moved(&domain).await;
+    let seen = bench.observe(&domain).await;
+    let below = seen.qemu.unwrap().disk(&commit.target).unwrap().chain[1..].to_vec();
+    assert_eq!(below, [clone.clone(), template.clone()]);
+    assert_eq!(seen.live.unwrap().disk(&commit.target).unwrap().backing, Backing::Explicit(below));
+    let moved = seen.persistent.unwrap();
+    assert_eq!(moved.disk(&commit.target).unwrap().backing, Backing::Explicit(vec![clone.clone()]));
+    bench.ready(&domain, &commit).await;
+    bench.hypervisor().commit_pivot(&domain.id, &commit).await.unwrap();
+    let seen = bench.observe(&domain).await;
+    assert_eq!(seen.persistent.unwrap().disks, before.disks);
+    let live = seen.live.unwrap();
+    assert_eq!(live.disk(&commit.target).unwrap().backing, Backing::Explicit(vec![template]));
+    assert_eq!(bench.agreed(&domain, "vda").await, clone.path);
 }
 
 pub async fn a_commit_that_is_given_up_leaves_the_guest_on_its_overlay(bench: &dyn Bench) {
@@ -75,8 +104,7 @@ pub async fn a_commit_is_begun_once_and_not_pivoted_before_it_is_ready(bench: &d
     let domain = bench.running().await;
     let hypervisor = bench.hypervisor();
     let home = bench.own(&domain, "vdb").await;
-    let none =
-        Commit { target: "vdb".into(), overlay: home.path.clone(), ..bench.moved(&domain).await };
+    let none = Commit { target: "vdb".into(), overlay: home.path.clone(), ..bench.moved(&domain).await };
     assert_eq!(trouble(hypervisor.commit_pivot(&domain.id, &none).await), Trouble::Refused, "no job");
     hypervisor.commit_abort(&domain.id, &none).await.unwrap();
     let overlay = bench.qemu(&domain).await.top(&"vda".into()).unwrap().to_owned();

@@ -144,7 +144,11 @@ pub async fn a_name_or_a_uuid_that_is_taken_is_not_defined_again(bench: &dyn Ben
     let copy = define(&name, other).await.unwrap();
     assert_eq!((&copy.name, copy.id), (&name, other));
     let seen = bench.observe(&copy).await;
-    assert_eq!((seen.state, seen.saved, seen.persistent_marker), (RunState::Off, None, None), "no marker of ours");
+    assert_eq!(
+        (seen.state, seen.saved, seen.persistent_marker),
+        (RunState::Off, None, None),
+        "no marker of ours"
+    );
     assert_eq!(layer_in(&seen.persistent.unwrap(), "vda"), layer_in(&before, "vda"));
     hypervisor.undefine(&other).await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! Ends of guests and of libvirtd, who has an image open, and the guest's agent.
 
 use vmkeep_steps::hypervisor::{
-    DiskChange, FreezeState, Layer, Marker, Mirror, PauseReason, RunState, Trouble,
+    Backing, DiskChange, FreezeState, Layer, Marker, Mirror, PauseReason, RunState, Trouble,
 };
 
 use crate::bench::{Bench, assert_same, disks_only, layer_in, marker, trouble, until};
@@ -28,10 +28,7 @@ pub async fn a_guest_that_is_asked_to_shut_down_ends_and_has_not_crashed(bench: 
     bench.start(&domain).await;
     bench.ticks(&domain).await;
     bench.hypervisor().shutdown(&domain.id).await.unwrap();
-    until("the guest to obey", || async {
-        (!bench.state(&domain).await.is_active()).then_some(())
-    })
-    .await;
+    until("the guest to obey", || async { (!bench.state(&domain).await.is_active()).then_some(()) }).await;
     let seen = bench.observe(&domain).await;
     assert_eq!((seen.crashed, seen.saved), (false, Some(false)));
     assert!(seen.persistent.is_some());
@@ -92,15 +89,19 @@ pub async fn an_agent_freezes_once_and_thaws_once(bench: &dyn Bench) {
 }
 
 pub async fn a_guest_runs_on_under_a_new_libvirtd(bench: &dyn Bench) {
-    let (domain, paused) = (bench.running().await, bench.running().await);
+    let (domain, paused, loaded) = (bench.running().await, bench.running().await, bench.running().await);
+    let file = bench.file(&loaded, "memory");
+    bench.hypervisor().save(&loaded.id, &file).await.unwrap();
+    let xml = bench.hypervisor().memory_image_definition(&file).await.unwrap();
+    bench.hypervisor().start_from_memory(&file, &xml, true).await.unwrap();
     let overlay = bench.overlay(&domain, "vda").await;
     bench.hypervisor().take(&domain.id, &disks_only(&[("vda", &overlay)])).await.unwrap();
     bench.hypervisor().set_marker(&domain.id, &marker()).await.unwrap();
     bench.hypervisor().suspend(&paused.id).await.unwrap();
-    let before = [bench.observe(&domain).await, bench.observe(&paused).await];
+    let before = [bench.observe(&domain).await, bench.observe(&paused).await, bench.observe(&loaded).await];
     let environment = bench.hypervisor().environment().await.unwrap();
     bench.restart_libvirtd().await;
-    let after = [bench.observe(&domain).await, bench.observe(&paused).await];
+    let after = [bench.observe(&domain).await, bench.observe(&paused).await, bench.observe(&loaded).await];
     before.iter().zip(&after).for_each(|(before, after)| assert_same(before, after));
     let now = bench.hypervisor().environment().await.unwrap();
     assert_ne!(now["libvirtd"], environment["libvirtd"]);
@@ -118,7 +119,10 @@ pub async fn a_new_libvirtd_has_every_definition_and_forgets_how_guests_ended(be
     let overlay = bench.overlay(&killed, "vda").await;
     let noted = Marker { job: "another".to_owned(), ..marker() };
     hypervisor.note(&killed.id, &noted).await.unwrap();
-    hypervisor.redefine_disks(&killed.id, &DiskChange::Point(vec![("vda".into(), overlay.clone())])).await.unwrap();
+    hypervisor
+        .redefine_disks(&killed.id, &DiskChange::Point(vec![("vda".into(), overlay.clone())]))
+        .await
+        .unwrap();
     hypervisor.set_autostart(&saved.id, true).await.unwrap();
     hypervisor.set_autostart(&saved.id, false).await.unwrap();
     hypervisor.sync_definitions().await.unwrap();
@@ -126,7 +130,10 @@ pub async fn a_new_libvirtd_has_every_definition_and_forgets_how_guests_ended(be
     bench.restart_libvirtd().await;
     let after = [bench.observe(&killed).await, bench.observe(&saved).await];
     for (before, after) in before.iter().zip(&after) {
-        assert_eq!((&after.persistent, &after.persistent_marker), (&before.persistent, &before.persistent_marker));
+        assert_eq!(
+            (&after.persistent, &after.persistent_marker),
+            (&before.persistent, &before.persistent_marker)
+        );
         assert_eq!((after.state, after.saved, after.crashed), (RunState::Off, None, false));
     }
     assert_eq!(layer_in(after[0].persistent.as_ref().unwrap(), "vda"), overlay);
@@ -149,5 +156,7 @@ pub async fn a_commit_goes_on_under_a_new_libvirtd(bench: &dyn Bench) {
     assert_eq!(seen.live.unwrap().disk(&commit.target).unwrap().mirror, Some(Mirror::Ready));
     bench.hypervisor().commit_pivot(&domain.id, &commit).await.unwrap();
     assert_eq!(bench.agreed(&domain, "vda").await, commit.base);
+    let own = bench.definition(&domain).await;
+    assert_eq!(own.disk(&commit.target).unwrap().backing, Backing::Probed);
     bench.destroy(&domain).await;
 }

@@ -1,6 +1,8 @@
 //! What there is to see of a domain, and the plain calls.
 
-use vmkeep_steps::hypervisor::{Backing, Commit, Control, DomainRef, PauseReason, RunState, Through, Trouble};
+use vmkeep_steps::hypervisor::{
+    Backing, Commit, Control, DiskChange, DomainRef, PauseReason, RunState, Through, Trouble,
+};
 
 use crate::bench::{Bench, disks_only, marker, nobody, trouble};
 
@@ -32,7 +34,11 @@ pub async fn a_running_domain_has_three_accounts_of_its_disks(bench: &dyn Bench)
     assert_eq!((seen.state, seen.saved, seen.crashed), (RunState::Running, None, false));
     let (live, qemu) = (seen.live.unwrap(), seen.qemu.unwrap());
     for disk in &live.disks {
-        assert_eq!(disk.backing, Backing::Explicit(Vec::new()), "libvirt tells of the chain that it has found");
+        assert_eq!(
+            disk.backing,
+            Backing::Explicit(Vec::new()),
+            "libvirt tells of the chain that it has found"
+        );
         let found = qemu.disk(&disk.target).unwrap();
         assert_eq!((found.chain.len(), found.read_only), (1, false));
         assert_eq!(Some(found.chain[0].format.as_str()), disk.format.as_deref());
@@ -79,7 +85,8 @@ pub async fn a_domain_is_found_by_name_uuid_or_a_beginning_that_fits_one(bench: 
     // So much of it that no other domain begins so.
     let all = hypervisor.domains().await.unwrap();
     let others: Vec<String> = all.iter().filter(|d| **d != domain).map(|d| d.id.to_string()).collect();
-    let alone = (1..=uuid.len()).find(|n| others.iter().all(|other| !other.starts_with(&uuid[..*n]))).unwrap();
+    let alone =
+        (1..=uuid.len()).find(|n| others.iter().all(|other| !other.starts_with(&uuid[..*n]))).unwrap();
     for word in [domain.name.as_str(), &uuid, &uuid.to_uppercase(), &uuid[..alone]] {
         assert_eq!(hypervisor.find(word).await.unwrap(), domain, "{word}");
     }
@@ -135,11 +142,13 @@ pub async fn what_needs_a_running_guest_says_that_there_is_none(bench: &dyn Benc
     let base = bench.own(&domain, "vda").await;
     let commit = Commit {
         target: "vda".into(),
-        overlay: overlay.path,
+        overlay: overlay.path.clone(),
         base: base.path,
         through: Through::Libvirt,
         bandwidth: 0,
     };
+    let point = DiskChange::Point(vec![("vda".into(), overlay.clone())]);
+    hypervisor.redefine_disks(id, &point).await.unwrap();
     assert_eq!(trouble(hypervisor.suspend(id).await), Trouble::NotRunning, "suspend");
     assert_eq!(trouble(hypervisor.resume(id).await), Trouble::NotRunning, "resume");
     assert_eq!(trouble(hypervisor.set_hold(id, &marker()).await), Trouble::NotRunning, "hold");
@@ -148,11 +157,16 @@ pub async fn what_needs_a_running_guest_says_that_there_is_none(bench: &dyn Benc
     assert_eq!(trouble(hypervisor.freeze(id).await), Trouble::NotRunning, "freeze");
     assert_eq!(trouble(hypervisor.thaw(id).await), Trouble::NotRunning, "thaw");
     assert_eq!(trouble(hypervisor.freeze_state(id).await), Trouble::NotRunning, "freeze_state");
-    assert_eq!(trouble(hypervisor.commit_begin(id, &commit).await), Trouble::NotRunning, "commit");
+    let no_chain = trouble(hypervisor.commit_begin(id, &commit).await);
+    assert_eq!(
+        no_chain,
+        Trouble::Refused,
+        "libvirt looks for the base first, in a chain that there is only under QEMU"
+    );
     assert_eq!(trouble(hypervisor.commit_pivot(id, &commit).await), Trouble::NotRunning, "pivot");
     assert_eq!(trouble(hypervisor.commit_abort(id, &commit).await), Trouble::NotRunning, "abort");
     assert_eq!(trouble(hypervisor.control(id).await), Trouble::NotRunning, "control");
-    assert_eq!(hypervisor.domain_job(id).await.unwrap(), None);
+    assert_eq!(trouble(hypervisor.domain_job(id).await), Trouble::NotRunning, "domain_job");
     hypervisor.abort_domain_job(id).await.unwrap();
     hypervisor.close_unused(id, &[commit.overlay]).await.unwrap();
     hypervisor.destroy(id).await.unwrap();

@@ -14,14 +14,19 @@ pub async fn a_guest_goes_on_where_it_was_saved(bench: &dyn Bench) {
     hypervisor.save(&domain.id, &file).await.unwrap();
     assert_eq!(bench.state(&domain).await, RunState::Off);
     // As a backup does: onto overlays, with a chain that is read from the images, and paused.
-    let overlays = [("vda", bench.overlay(&domain, "vda").await), ("vdb", bench.overlay(&domain, "vdb").await)];
+    let overlays =
+        [("vda", bench.overlay(&domain, "vda").await), ("vdb", bench.overlay(&domain, "vdb").await)];
     let disks: Vec<(_, Layer)> = overlays.map(|(target, overlay)| (target.into(), overlay)).into();
     hypervisor.redefine_disks(&domain.id, &DiskChange::Point(disks.clone())).await.unwrap();
     let saved = hypervisor.memory_image_definition(&file).await.unwrap();
     let xml = hypervisor.reloaded_definition(&saved, &disks, &marker()).unwrap();
     hypervisor.start_from_memory(&file, &xml, true).await.unwrap();
     let seen = bench.observe(&domain).await;
-    assert_eq!(seen.state, RunState::Paused(PauseReason::Job), "libvirt's reason, though nothing of its own is at work");
+    assert_eq!(
+        seen.state,
+        RunState::Paused(PauseReason::Job),
+        "libvirt's reason, though nothing of its own is at work"
+    );
     assert_eq!((seen.marker, seen.persistent_marker), (Some(marker()), None));
     assert_eq!(bench.agreed(&domain, "vda").await, disks[0].1.path);
     assert_eq!(seen.qemu.unwrap().disk(&"vda".into()).unwrap().chain.len(), 2);
@@ -110,6 +115,20 @@ pub async fn a_guest_that_was_saved_paused_runs_if_it_is_to_run(bench: &dyn Benc
     let xml = hypervisor.memory_image_definition(&file).await.unwrap();
     hypervisor.start_from_memory(&file, &xml, false).await.unwrap();
     assert_eq!(bench.state(&domain).await, RunState::Running);
+}
+
+pub async fn a_guest_that_is_defined_no_more_is_loaded_as_a_transient_one(bench: &dyn Bench) {
+    let hypervisor = bench.hypervisor();
+    let domain = bench.running().await;
+    let file = bench.file(&domain, "memory");
+    hypervisor.save(&domain.id, &file).await.unwrap();
+    let xml = hypervisor.memory_image_definition(&file).await.unwrap();
+    hypervisor.undefine(&domain.id).await.unwrap();
+    hypervisor.start_from_memory(&file, &xml, false).await.unwrap();
+    let seen = bench.observe(&domain).await;
+    assert_eq!((seen.state, seen.persistent), (RunState::Running, None));
+    bench.destroy(&domain).await;
+    assert_eq!(trouble(hypervisor.find(&domain.name).await), Trouble::NoSuchDomain);
 }
 
 pub async fn a_copy_of_an_image_under_another_definition_is_another_machine(bench: &dyn Bench) {

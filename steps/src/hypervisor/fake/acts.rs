@@ -35,7 +35,8 @@ fn live_told(process: &Process) -> Definition {
     let mut live = process.live.clone();
     for disk in &mut live.disks {
         let known = process.jobs.get(&disk.target).filter(|job| job.known);
-        disk.mirror = disk.mirror.or(known.map(|job| if job.ready { Mirror::Ready } else { Mirror::Running }));
+        disk.mirror =
+            disk.mirror.or(known.map(|job| if job.ready { Mirror::Ready } else { Mirror::Running }));
     }
     live.told()
 }
@@ -228,7 +229,8 @@ fn noted(domain: &mut Domain, take: &Take) -> HvResult<()> {
         if let Some(disk) = domain.persistent.as_mut().and_then(|def| def.disk(target))
             && was.is_none_or(|was| *was == disk.layer)
         {
-            let below = live.is_some().then(|| [vec![disk.layer.clone()], disk.backing.take().unwrap_or_default()]);
+            let below =
+                live.is_some().then(|| [vec![disk.layer.clone()], disk.backing.take().unwrap_or_default()]);
             (disk.layer, disk.backing) = (layer.clone(), below.map(|below| below.concat()));
         }
         if let Some(disk) = domain.process.as_mut().and_then(|process| process.live.disk(target)) {

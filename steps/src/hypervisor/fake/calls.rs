@@ -87,8 +87,7 @@ impl Hypervisor for Client {
 
     async fn domain_job(&self, id: &DomainId) -> HvResult<Option<DomainJob>> {
         self.look(|inner| {
-            let Some(process) = &inner.domain(id)?.process else { return Ok(None) };
-            Ok(process.saving.map(|operation| DomainJob {
+            Ok(inner.process(id)?.saving.map(|operation| DomainJob {
                 operation: operation.to_owned(),
                 elapsed_ms: 1,
                 done: 1,
@@ -239,12 +238,16 @@ impl Hypervisor for Client {
             if inner.helpers.contains(&commit.base) {
                 return no(Trouble::Locked, "Failed to get \"write\" lock");
             }
+            let libvirt_knows = commit.through == Through::Libvirt;
+            // Without a QEMU there is no chain, and libvirt looks for that first.
+            if libvirt_knows && inner.domain(&id)?.process.is_none() {
+                return no(Trouble::Refused, "could not find image beneath");
+            }
             let process = inner.process(&id)?;
             chain_of(process, &commit)?;
             if process.jobs.contains_key(&commit.target) {
                 return no(Trouble::Busy, "disk already in active block job");
             }
-            let libvirt_knows = commit.through == Through::Libvirt;
             let believed = process.live.disk(&commit.target).map(|disk| disk.layer.path.clone());
             if libvirt_knows && believed.as_ref() != Some(&commit.overlay) {
                 return no(Trouble::Refused, "could not find image beneath");
@@ -304,17 +307,7 @@ impl Hypervisor for Client {
             if inner.domains.iter().any(|(other, domain)| *other == def.id || domain.name == def.name) {
                 return no(Trouble::Exists, "domain already exists");
             }
-            let mut domain = Domain {
-                name: def.name.clone(),
-                persistent: None,
-                durable: None,
-                autostart: false,
-                saved: None,
-                crashed: false,
-                process: None,
-                agent_answers: true,
-                theirs: false,
-            };
+            let mut domain = Domain::new(&def.name);
             let id = def.id;
             domain.define(def);
             inner.domains.insert(id, domain);
@@ -353,10 +346,18 @@ impl Hypervisor for Client {
             if (&stored.name, &stored.id) != (&def.name, &def.id) {
                 return no(Trouble::Refused, "another name or UUID");
             }
-            if inner.domain(&def.id)?.process.is_some() {
+            let id = def.id;
+            // Without a definition it is a transient domain.
+            let domain = inner.domains.entry(id).or_insert_with(|| Domain::new(&def.name));
+            if domain.process.is_some() {
                 return no(Trouble::Refused, "domain is already active");
             }
-            inner.power_on(&def.id.clone(), def, paused, Some(memory))
+            let transient = domain.persistent.is_none();
+            let started = inner.power_on(&id, def, paused, Some(memory));
+            if transient && started.is_err() {
+                inner.domains.remove(&id);
+            }
+            started
         });
         self.effect("start-from-memory", Some(id), vec![one]).await
     }

@@ -74,7 +74,13 @@ impl Def {
 
     pub(super) fn point(&mut self, target: &Target, layer: &Layer) {
         if let Some(disk) = self.disk(target) {
-            *disk = DefDisk { target: target.clone(), layer: layer.clone(), backing: None, found: false, mirror: None };
+            *disk = DefDisk {
+                target: target.clone(),
+                layer: layer.clone(),
+                backing: None,
+                found: false,
+                mirror: None,
+            };
         }
     }
 

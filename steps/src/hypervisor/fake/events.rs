@@ -403,6 +403,21 @@ impl Process {
 }
 
 impl Domain {
+    /// Nothing but a name.
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            persistent: None,
+            durable: None,
+            autostart: false,
+            saved: None,
+            crashed: false,
+            process: None,
+            agent_answers: true,
+            theirs: false,
+        }
+    }
+
     pub(super) fn define(&mut self, def: Def) {
         self.persistent = Some(def);
     }

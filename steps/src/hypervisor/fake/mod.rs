@@ -253,17 +253,7 @@ impl Fake {
         }
         let def =
             Def { name: name.to_owned(), id, disks, marker: None, agent: false, cards: 1, links_down: false };
-        let domain = Domain {
-            name: name.to_owned(),
-            durable: Some(def.clone()),
-            persistent: Some(def),
-            autostart: false,
-            saved: None,
-            crashed: false,
-            process: None,
-            agent_answers: true,
-            theirs: false,
-        };
+        let domain = Domain { durable: Some(def.clone()), persistent: Some(def), ..Domain::new(name) };
         inner.domains.insert(id, domain);
         Ok(DomainRef { id, name: name.to_owned() })
     }
@@ -284,6 +274,7 @@ impl Fake {
             there: true,
             run: domain.process.as_ref().map_or(RunState::Off, |p| p.run),
             frozen: domain.process.as_ref().is_some_and(|p| p.frozen),
+            busy: domain.process.as_ref().is_some_and(|p| p.saving.is_some()),
             jobs: domain.process.as_ref().map_or(0, |p| p.jobs.len()),
             qemu: domain.process.iter().flat_map(|p| &p.disks).map(|d| d.chain[0].path.clone()).collect(),
             live: domain.process.as_ref().map(|p| of(&p.live)).unwrap_or_default(),
@@ -323,6 +314,8 @@ pub struct Picture {
     pub there: bool,
     pub run: RunState,
     pub frozen: bool,
+    /// A job of libvirt's own, such as a save, has it.
+    pub busy: bool,
     pub jobs: usize,
     pub qemu: Vec<PathBuf>,
     pub live: Vec<PathBuf>,
@@ -340,6 +333,7 @@ impl Default for Picture {
             there: false,
             run: RunState::Off,
             frozen: false,
+            busy: false,
             jobs: 0,
             qemu: Vec::new(),
             live: Vec::new(),
@@ -382,7 +376,9 @@ impl Inner {
         let answers = self.domain(id)?.agent_answers;
         let process = self.process(id)?;
         match process {
-            Process { run, .. } if *run != RunState::Running => no(Trouble::NotRunning, "domain is not running"),
+            Process { run, .. } if *run != RunState::Running => {
+                no(Trouble::NotRunning, "domain is not running")
+            }
             Process { live, .. } if !live.agent => no(Trouble::NoAgent, "QEMU guest agent is not configured"),
             _ if !answers => no(Trouble::AgentSilent, "guest agent is not responding"),
             process => Ok(process),
