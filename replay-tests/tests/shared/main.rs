@@ -3,7 +3,7 @@
 //!
 //! `VMKEEP_BEHAVIOUR=commit` shows those that have the word in their names.
 
-#![allow(unreachable_pub, missing_docs, dead_code)]
+#![allow(unreachable_pub, missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod behaviours;
@@ -20,12 +20,15 @@ use std::time::Instant;
 use bench::Bench;
 use replay_tests::testbed::Hypervisor as Testbed;
 
+/// A behaviour on its way.
+type Showing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// A behaviour.
 pub struct Behaviour {
     pub name: &'static str,
     /// What it does to libvirtd others would feel.
     pub alone: bool,
-    pub show: for<'a> fn(&'a dyn Bench) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+    pub show: for<'a> fn(&'a dyn Bench) -> Showing<'a>,
 }
 
 fn chosen() -> Vec<Behaviour> {

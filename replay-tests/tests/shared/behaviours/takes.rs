@@ -93,7 +93,8 @@ pub async fn a_snapshot_onto_overlays_that_cannot_be_opened_changes_nothing(benc
             // QEMU keeps the file open in which it found no image.
             let open = bench.qemu(&domain).await.open;
             assert_eq!(open.contains(&second.path), second == &strange, "{take:?}: {open:?}");
-            bench.hypervisor().close_unused(&domain.id, &[second.path.clone()]).await.unwrap();
+            let files = std::slice::from_ref(&second.path);
+            bench.hypervisor().close_unused(&domain.id, files).await.unwrap();
             assert_same(&before, &bench.observe(&domain).await);
         }
         assert!(!bench.file(&domain, "memory").exists(), "no memory is left, {second:?}");

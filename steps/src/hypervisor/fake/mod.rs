@@ -12,6 +12,8 @@
 //! - **Locks.** An image that one has open for writing no other opens.
 //! - **Operators.** They start, stop, pause and resume at any moment; guests start with the host, before anybody else.
 //!
+//! That libvirt and QEMU behave so is shown by one suite that runs on both (`tests/shared` of `replay-tests`).
+//!
 //! # How it is used
 //! [`Fake`] is the world; it outlives every process. A [`Client`] is a process's connection to it, and implements
 //! [`Hypervisor`] and [`Storage`]. At every [`Place`] a [`Witness`] is asked what happens. Time is tokio's, paused: waits
