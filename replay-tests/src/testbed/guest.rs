@@ -130,9 +130,13 @@ impl Guest {
         self.virsh("destroy", &[]).map(drop)
     }
 
-    /// Presses the power button and waits until the domain is off.
+    /// Presses the power button and waits until the domain is off. libvirt refuses as long as somebody has the guest stopped:
+    /// it is pressed again then.
     pub fn shutdown(&self) -> Result<()> {
-        self.virsh("shutdown", &["--mode", "acpi"])?;
+        let what = || format!("{:?} to take the power button", self.name);
+        until(Duration::from_secs(60), what, || {
+            self.virsh("shutdown", &["--mode", "acpi"]).map(drop).map_err(|e| e.to_string())
+        })?;
         self.wait_state("shut off")
     }
 
