@@ -17,8 +17,10 @@
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sled::{Batch, Db};
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -35,6 +37,8 @@ use crate::{Adoption, files};
 
 /// A group that takes longer is looked after.
 const LONG: Duration = Duration::from_secs(2);
+/// How long sled may take to let go of its files once it is closed.
+const LET_GO: Duration = Duration::from_secs(30);
 
 type Command = queue::Command<Prepared>;
 type Pending = queue::Pending<Prepared>;
@@ -212,6 +216,7 @@ impl Writer {
         self.disk.is_sound().map_err(|e| fatal(state, "an fsync failed", &e))?;
         close(std::mem::replace(&mut state.db, Err("it is being opened anew".to_owned())))
             .map_err(|e| Failure::Fatal(format!("{error}; then: {e}")))?;
+        released(&self.folder);
         let opened = open_with_room(&self.folder, &[&self.reserve]).and_then(|db| {
             let disk = Disk::open(&self.folder)?;
             let end = End::read(&db, self.store)?;
@@ -297,6 +302,19 @@ pub(super) fn close(db: Result<Db, String>) -> Result<(), StoreError> {
         tracing::error!("sled could not be closed in order");
         StoreError::Io("sled could not be closed in order: writing what it held failed".to_owned())
     })
+}
+
+/// Waits until sled has let go of its files. A thread of its own that was writing when it failed may hold them, and their
+/// lock, a little longer than sled itself. If it does not end, opening fails and says so.
+fn released(folder: &std::path::Path) {
+    let Ok(file) = std::fs::File::open(layout::inner(folder).join("db")) else { return };
+    let began = Instant::now();
+    while flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        if began.elapsed() > LET_GO {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Opens sled for writing. That takes some room: on a full disk what was kept back for it is given up.
