@@ -114,13 +114,14 @@ impl Guest {
     /// Waits for one more boot than `boots`. A guest that refuses its disks is an error at once.
     pub fn wait_up(&self, boots: usize) -> Result<()> {
         let verdict = self.console.wait(BOOT, "the guest to be up", |_, other| {
-            let up = other.iter().filter(|line| is_up(line)).count() > boots;
-            let last_boot = other.iter().rposition(|l| is_up(l)).unwrap_or(0);
-            let refused = other[last_boot.saturating_sub(3)..]
-                .iter()
-                .find(|l| l.starts_with("refused") || l.contains("Kernel panic"))
-                .filter(|_| up);
-            refused.map(|line| Err(line.clone())).or(up.then_some(Ok(())))
+            let ups: Vec<usize> =
+                other.iter().enumerate().filter(|(_, l)| is_up(l)).map(|(at, _)| at).collect();
+            let last = ups.get(boots..)?.last()?;
+            // It refuses before it is up, and whatever the kernel says comes in between.
+            let before = ups.len().checked_sub(2).map_or(0, |at| ups[at]);
+            let refused = other[before..*last].iter().find(|line| line.starts_with("refused"));
+            let panicked = other[*last..].iter().find(|line| line.contains("Kernel panic"));
+            Some(refused.or(panicked).map_or(Ok(()), |line| Err(line.clone())))
         })?;
         verdict.map_err(|answer| Error::Refused { command: "boot".into(), answer })
     }
