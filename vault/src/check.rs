@@ -15,11 +15,13 @@ use jiff::Timestamp;
 use crate::backend::BackendErrorKind;
 use crate::backups::{self, Backups, Hurt, Mark};
 use crate::blob::{BlobType, Encoded};
+use crate::collect::survey::entries;
 use crate::envelope;
 use crate::error::VaultError;
 use crate::fetch::Fetcher;
 use crate::ids::{BackupId, BlobId, MarkId, PackId, RunId};
 use crate::index::Index;
+use crate::index::run::Place;
 use crate::index::tidings::{BadPlace, report_damage};
 use crate::lease::{Holder, Lease};
 use crate::names::{Area, MarkKind, ObjectName};
@@ -42,7 +44,7 @@ pub struct CheckReport {
     pub unreadable: Vec<(BackupId, String)>,
     /// Backups that were checked once, whose manifest is gone although nobody pruned them.
     pub missing: Vec<BackupId>,
-    /// Runs of the index that cannot be read.
+    /// Runs of the index that cannot be read, in whole or in part. None that another has set aside.
     pub runs: Vec<(RunId, String)>,
     /// Packs whose seal does not fit, of a whole check.
     pub packs: Vec<PackId>,
@@ -90,10 +92,7 @@ async fn under(
 ) -> Result<CheckReport, VaultError> {
     crate::features::check_writer(vault).await?;
     let mut report = CheckReport::default();
-    let mut packs = Vec::new();
-    for area in [Area::Data, Area::Tree] {
-        packs.extend(vault.list(&format!("{}/", area.folder())).await?);
-    }
+    let packs = packs(vault).await?;
     let mut there: HashSet<PackId> = packs.iter().filter_map(|(name, _)| pack_of(name)).collect();
     let mut broken = HashMap::new();
     if whole {
@@ -122,8 +121,71 @@ async fn under(
             report_damage(vault, one.bad).await?;
         }
     }
+    Box::pin(judge(vault, holder, folder, whole, there, broken, &mut report)).await?;
+    Ok(report)
+}
+
+/// The packs that are there.
+pub(crate) async fn packs(vault: &Vault) -> Result<Vec<(ObjectName, u64)>, VaultError> {
+    let mut packs = Vec::new();
+    for area in [Area::Data, Area::Tree] {
+        packs.extend(vault.list(&format!("{}/", area.folder())).await?);
+    }
+    Ok(packs)
+}
+
+/// Takes in what the packs hold of which no run tells all: by their tables, or the headers of their blobs.
+pub(crate) async fn note_unnamed(vault: &Vault, index: &Index) -> Result<(), VaultError> {
+    let mut named = HashSet::new();
+    for state in index.states() {
+        let of = match index.scan(state.id, &mut |_, _| {}).await {
+            Ok(()) => index.packs_of_run(state.id).await,
+            Err(error) => Err(error),
+        };
+        match of {
+            Ok(packs) => named.extend(packs.into_iter().map(|(_, pack)| pack)),
+            Err(VaultError::Damaged { .. } | VaultError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (name, size) in packs(vault).await? {
+        let ObjectName::Pack(area, pack) = name else { continue };
+        if named.contains(&pack) {
+            continue;
+        }
+        if let Some(entries) = entries(vault, area, pack, size).await? {
+            index.note_places(entries.iter().map(|entry| (entry.id, Place::new(area, pack, entry))));
+        }
+    }
+    Ok(())
+}
+
+/// Walks the trees of all backups, with the packs that are there, and of those whose seal does not fit what is good in them.
+/// Reports damage, and puts and takes back marks.
+pub(crate) async fn judge(
+    vault: &Vault,
+    holder: &Holder,
+    folder: Option<&Path>,
+    whole: bool,
+    there: HashSet<PackId>,
+    broken: HashMap<PackId, HashSet<(u32, BlobId)>>,
+    report: &mut CheckReport,
+) -> Result<(), VaultError> {
     let index = Arc::new(Index::load(vault, folder).await?);
-    report.runs = index.unreadable().iter().map(|(run, error)| (*run, error.to_string())).collect();
+    let unreadable = index.unreadable().iter().filter(|(run, _)| !index.is_set_aside(*run));
+    report.runs = unreadable.map(|(run, error)| (*run, error.to_string())).collect();
+    // The walk asks for as much; here what cannot be read is told by its name.
+    for state in index.states().iter().filter(|state| state.usable) {
+        match index.scan(state.id, &mut |_, _| {}).await {
+            Ok(()) | Err(VaultError::Missing { .. }) => {}
+            Err(error @ VaultError::Damaged { .. }) => report.runs.push((state.id, error.to_string())),
+            Err(error) => return Err(error),
+        }
+    }
+    if !report.runs.is_empty() {
+        // A backup is not hurt because the index is.
+        note_unnamed(vault, &index).await?;
+    }
     let all = Backups::load(vault, None).await?;
     report.missing = all.missing();
     // Domains that share nothing have keys of their own, and so a walk of their own.
@@ -158,10 +220,10 @@ async fn under(
             }
         }
     }
-    Ok(report)
+    Ok(())
 }
 
-fn pack_of(name: &ObjectName) -> Option<PackId> {
+pub(crate) fn pack_of(name: &ObjectName) -> Option<PackId> {
     if let ObjectName::Pack(_, pack) = name { Some(*pack) } else { None }
 }
 

@@ -258,6 +258,7 @@ impl Fetcher {
             *last = Some(Instant::now());
         }
         let index = Arc::new(Index::load(&self.vault, self.folder.as_deref()).await?);
+        index.note_places(self.index().noted_places());
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
         Ok(true)
     }

@@ -5,7 +5,7 @@
 //!
 //! From the bottom: [`ids`] and [`names`]; the [`envelope`] of every object; [`keys`]; [`blob`], [`node`] and [`pack`];
 //! [`tree`]s; the [`header`] and the [`vault`] itself; the [`index`]; [`lease`]s, [`manifest`]s and [`backups`]; and what
-//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`]. Beside them, what a
+//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`], [`repair`]. Beside them, what a
 //! backup is read from: [`source`], over [`nbd`].
 
 pub mod backend;
@@ -31,6 +31,7 @@ pub mod nbd;
 pub mod node;
 pub mod pack;
 pub mod read;
+pub mod repair;
 pub mod settle;
 pub mod source;
 pub mod tree;

@@ -128,19 +128,8 @@ impl Bench {
         parts: Vec<Extent>,
         parent: Option<BackupId>,
     ) -> (BackupId, Written) {
-        let mut session = self.session().await;
-        let tree = match parent {
-            None => None,
-            Some(parent) => {
-                Some(session.parent(parent).await.unwrap().unwrap().manifest.disks[0].image.tree())
-            }
-        };
-        let source = &mut Parts::new(parts);
-        let written = Box::pin(session.write_image(source, size as u64, BlobType::Data, tree)).await.unwrap();
-        let (id, prepared) = prepare(&mut session, &written).await;
-        assert_eq!(session.commit(&prepared).await.unwrap(), Outcome::Checked);
-        session.end().await.unwrap();
-        (id, written)
+        let id = BackupId::now();
+        (id, Box::pin(backup_as(&self.vault, id, size, parts, parent)).await)
     }
 
     pub(crate) async fn manifest(&self, backup: BackupId) -> Manifest {
@@ -170,6 +159,28 @@ impl Bench {
         let manifest = self.manifest(backup).await;
         self.try_read(&manifest.disks[0].image, false).await.unwrap().0
     }
+}
+
+/// A committed backup of one disk in any vault, under a given id.
+pub(crate) async fn backup_as(
+    vault: &Vault,
+    id: BackupId,
+    size: usize,
+    parts: Vec<Extent>,
+    parent: Option<BackupId>,
+) -> Written {
+    let mut session = Box::pin(Session::begin(vault, DOMAIN, Options::default())).await.unwrap();
+    let tree = match parent {
+        None => None,
+        Some(parent) => Some(session.parent(parent).await.unwrap().unwrap().manifest.disks[0].image.tree()),
+    };
+    let source = &mut Parts::new(parts);
+    let written = Box::pin(session.write_image(source, size as u64, BlobType::Data, tree)).await.unwrap();
+    let manifest = manifest_of(&session, id, &written);
+    let Readiness::Ready(prepared) = session.prepare(&manifest).await.unwrap() else { panic!("not ready") };
+    assert_eq!(session.commit(&prepared).await.unwrap(), Outcome::Checked);
+    session.end().await.unwrap();
+    written
 }
 
 /// The image of a backup's only disk, read from any vault.

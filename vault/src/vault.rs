@@ -126,7 +126,7 @@ impl Confirmed {
 }
 
 /// The vaults whose headers are there, sorted.
-async fn headers(backend: &dyn Backend) -> Result<Vec<VaultId>, VaultError> {
+pub(crate) async fn headers(backend: &dyn Backend) -> Result<Vec<VaultId>, VaultError> {
     let mut found: Vec<VaultId> = backend
         .list("vault.")
         .await?
@@ -320,7 +320,7 @@ async fn wrapped(backend: &dyn Backend) -> Result<Vec<(KeyId, Bytes)>, VaultErro
 }
 
 /// The keys that a credential opens: by those in the vault, or by those that the host remembers.
-async fn unlock(
+pub(crate) async fn unlock(
     backend: &dyn Backend,
     vault: VaultId,
     by: Credential,

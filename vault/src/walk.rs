@@ -16,6 +16,7 @@ use crate::fetch::Fetcher;
 use crate::header::CHUNK;
 use crate::ids::{BlobId, LeaseId, PackId};
 use crate::index::Found;
+use crate::index::run::Place;
 use crate::index::tidings::BadPlace;
 use crate::manifest::Manifest;
 use crate::names::ObjectName;
@@ -24,10 +25,10 @@ use crate::tree::{chunks, span, top_level};
 use crate::vault::Vault;
 
 /// The most subtrees that are remembered as whole: 16 bytes each, and what the set adds.
-const REMEMBERED: usize = 1 << 20;
+pub(crate) const REMEMBERED: usize = 1 << 20;
 
 /// Half an id: no two of a vault have it in common.
-fn half(id: BlobId) -> [u8; 16] {
+pub(crate) fn half(id: BlobId) -> [u8; 16] {
     fixed(&id.bytes()[..16])
 }
 
@@ -36,6 +37,9 @@ pub(crate) enum Judge {
     /// One in a pack that was listed, and that is not in `damage/`. Of a pack that was read and whose seal does not fit, only
     /// what was found good.
     Readable(HashSet<PackId>, HashMap<PackId, HashSet<(u32, BlobId)>>),
+    /// One that is not in `damage/`, in a pack that was listed and will not be deleted. Whether a run that counts names it is no
+    /// matter: a collector gives it one.
+    Lasting(HashSet<PackId>),
     /// One that a writer may reuse, or that lies in a pack of this lease that is there and not condemned.
     Kept(LeaseId),
 }
@@ -152,7 +156,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether a blob has a good place; one that is a patch, with its base.
-    async fn is_good(&self, kind: BlobType, id: BlobId) -> Result<bool, VaultError> {
+    pub(crate) async fn is_good(&self, kind: BlobType, id: BlobId) -> Result<bool, VaultError> {
         let index = self.fetcher.index();
         for found in index.find(kind, id).await? {
             if !self.is_good_place(id, &found).await? {
@@ -179,19 +183,32 @@ impl<'a> Walk<'a> {
         }
         match &self.judge {
             Judge::Readable(packs, broken) => {
-                // One that the list lacks is asked for by name before it is called missing.
-                let there = packs.contains(&place.pack) || self.is_there(&place.object(), place.pack).await?;
                 let sound = broken.get(&place.pack).is_none_or(|good| good.contains(&(place.offset, id)));
-                if !there || !sound {
-                    let bad = BadPlace { pack: place.pack, offset: place.offset, id };
-                    self.bad.lock().unwrap_or_else(PoisonError::into_inner).insert(bad);
-                }
-                Ok(there && sound)
+                self.is_there_and(packs, sound, id, place).await
             }
+            Judge::Lasting(_) if index.is_condemned(place.pack) => Ok(false),
+            Judge::Lasting(packs) => self.is_there_and(packs, true, id, place).await,
             Judge::Kept(_) if found.usable => Ok(true),
             Judge::Kept(lease) if place.pack.lease() != *lease || index.is_condemned(place.pack) => Ok(false),
             Judge::Kept(_) => self.is_there(&place.object(), place.pack).await,
         }
+    }
+
+    /// Whether a place's pack is there, and it is sound as well; one of which that is not so is remembered.
+    async fn is_there_and(
+        &self,
+        packs: &HashSet<PackId>,
+        sound: bool,
+        id: BlobId,
+        place: &Place,
+    ) -> Result<bool, VaultError> {
+        // One that the list lacks is asked for by name before it is called missing.
+        let there = packs.contains(&place.pack) || self.is_there(&place.object(), place.pack).await?;
+        if !there || !sound {
+            let bad = BadPlace { pack: place.pack, offset: place.offset, id };
+            self.bad.lock().unwrap_or_else(PoisonError::into_inner).insert(bad);
+        }
+        Ok(there && sound)
     }
 
     async fn is_there(&self, object: &ObjectName, pack: PackId) -> Result<bool, VaultError> {

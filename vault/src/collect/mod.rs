@@ -16,7 +16,7 @@ mod delete;
 mod doom;
 mod mark;
 mod runs;
-mod survey;
+pub(crate) mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -228,6 +228,20 @@ async fn alone(vault: &Vault, lease: &Lease, collector: &mut Collector) -> Resul
         }
     }
     if others.is_empty() { Ok(()) } else { Err(Halt::Ended(Ended::Others(others))) }
+}
+
+/// Other collectors whose leases are not over.
+///
+/// # Errors
+/// What the backend could not do.
+pub(crate) async fn others(vault: &Vault, own: LeaseId) -> Result<BTreeSet<LeaseId>, VaultError> {
+    let mut others = BTreeSet::new();
+    for (other, standing) in lease::all(vault).await? {
+        if other != own && !standing.is_over() && lease::collects(vault, other).await? {
+            others.insert(other);
+        }
+    }
+    Ok(others)
 }
 
 /// From what was chosen to the end.

@@ -20,9 +20,9 @@ use crate::vault::Vault;
 use crate::write::resume::table;
 
 /// What a collection has seen.
-pub(super) struct Survey {
+pub(crate) struct Survey {
     /// The index, with the tables of packs that no usable run names.
-    pub(super) index: Arc<Index>,
+    pub(crate) index: Arc<Index>,
     /// The first list of leases.
     pub(super) leases: BTreeMap<LeaseId, Standing>,
     /// Packs that are there, with their size.
@@ -32,15 +32,15 @@ pub(super) struct Survey {
     /// Packs that are there, whose lease is over, and that no usable run names.
     pub(super) unnamed: BTreeSet<PackId>,
     /// Packs that usable runs name, whose lease is over, and that are certainly not there.
-    pub(super) missing: BTreeMap<PackId, Area>,
+    pub(crate) missing: BTreeMap<PackId, Area>,
     /// Usable runs of leases that are over, with the packs that they name.
     pub(super) named_by: BTreeMap<RunId, BTreeSet<(Area, PackId)>>,
     /// Runs of which a part cannot be read: their packs count as unnamed.
-    pub(super) broken: BTreeSet<RunId>,
+    pub(crate) broken: BTreeSet<RunId>,
 }
 
 impl Survey {
-    pub(super) async fn take(vault: &Vault, folder: Option<&Path>) -> Result<Self, VaultError> {
+    pub(crate) async fn take(vault: &Vault, folder: Option<&Path>) -> Result<Self, VaultError> {
         let early = match mutation::on("packs_before_leases") {
             true => Some(lease::all(vault).await?),
             false => None,
@@ -75,7 +75,7 @@ impl Survey {
     }
 
     /// Whether a lease was over in the first list of leases, or has left it: its packs and runs may be looked at.
-    pub(super) fn is_over(&self, lease: LeaseId) -> bool {
+    pub(crate) fn is_over(&self, lease: LeaseId) -> bool {
         self.leases.get(&lease).is_none_or(|standing| standing.is_over())
     }
 
@@ -148,7 +148,7 @@ pub(super) async fn size_of(vault: &Vault, area: Area, pack: PackId) -> Result<O
 }
 
 /// The blobs of a pack: by its table, or by their headers where that is destroyed or was never put.
-async fn entries(
+pub(crate) async fn entries(
     vault: &Vault,
     area: Area,
     pack: PackId,

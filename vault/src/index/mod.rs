@@ -65,6 +65,8 @@ pub struct Index {
     folder: Option<PathBuf>,
     runs: RwLock<Arc<Vec<Arc<Listed>>>>,
     unreadable: Vec<(RunId, VaultError)>,
+    /// Runs that those which can be read name as replaced or lost.
+    set_aside: HashSet<RunId>,
     condemnations: Vec<(LeaseId, Condemnation)>,
     condemned: RwLock<HashSet<PackId>>,
     damage: RwLock<Damage>,
@@ -154,6 +156,7 @@ impl Index {
             folder,
             runs: RwLock::new(Arc::new(runs)),
             unreadable,
+            set_aside: replaced.union(&lost).copied().collect(),
             condemnations,
             condemned: RwLock::new(condemned),
             damage: RwLock::new(damage),
@@ -420,6 +423,12 @@ impl Index {
     #[must_use]
     pub fn unreadable(&self) -> &[(RunId, VaultError)] {
         &self.unreadable
+    }
+
+    /// Whether another run says that this one is replaced or lost: nobody misses it, readable or not.
+    #[must_use]
+    pub fn is_set_aside(&self, run: RunId) -> bool {
+        self.set_aside.contains(&run)
     }
 
     /// What will be deleted, by collection.
