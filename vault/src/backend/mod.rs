@@ -16,6 +16,7 @@ pub mod s3;
 pub mod sftp;
 #[cfg(test)]
 mod testing;
+pub mod trial;
 
 use std::fmt;
 use std::ops::Range;
