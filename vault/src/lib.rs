@@ -34,6 +34,7 @@ pub mod read;
 pub mod repair;
 pub mod settle;
 pub mod source;
+pub mod stats;
 pub mod tree;
 pub mod vault;
 mod walk;

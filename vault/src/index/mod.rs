@@ -317,6 +317,12 @@ impl Index {
         self.damage.read().unwrap_or_else(PoisonError::into_inner).places().map(|bad| bad.id).collect()
     }
 
+    /// How many places were found bad.
+    #[must_use]
+    pub fn bad_places(&self) -> usize {
+        self.damage.read().unwrap_or_else(PoisonError::into_inner).places().count()
+    }
+
     /// Looks for damage that was reported since.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use crate::header::CHUNK;
 use crate::ids::BlobId;
 use crate::keys::IdKeys;
 use crate::manifest::Manifest;
-use crate::node::{Node, SLOTS};
+use crate::node::Node;
 use crate::tree::{chunks, span, top_level};
 use crate::vault::Vault;
 use crate::walk::{REMEMBERED, Walk, half};
@@ -220,7 +220,6 @@ impl<'a> Healer<'a> {
                 if below.is_zero() { BlobId::ZERO } else { below.id(&self.ids) }
             };
         }
-        debug_assert_eq!(node.slots.len(), SLOTS);
         Some(node)
     }
 

@@ -1,5 +1,6 @@
 //! Each line of the table in `FORMAT.md`, §6, on the bytes of a vault in a folder.
 
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use crate::collect::{Collector, Ended, Policy, collect};
 use crate::index::tidings::{BadPlace, report_damage};
 use crate::marks;
 use crate::names::ObjectName;
+use crate::source::{DiskSource, Region, SourceError};
 use crate::testing::{C, DOMAIN, backup_as, noise, restored};
 use crate::vault::{Confirmed, Draft};
 use crate::watch::Watch;
@@ -200,6 +202,78 @@ async fn what_a_neighbour_in_another_vault_has_is_taken_and_the_rest_is_named() 
     assert_eq!((healed.given, healed.now.whole.as_slice()), (1, &[one][..]));
     donor.close().await.unwrap();
     assert!(restored(&here.vault, one).await == image && !here.has(one, MarkKind::Hurt).await);
+}
+
+/// A disk that a backup can be made of.
+#[derive(Debug)]
+struct Live(Vec<u8>);
+
+#[async_trait::async_trait]
+impl DiskSource for Live {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn knows_changes(&self) -> bool {
+        false
+    }
+
+    async fn regions(&self, part: Range<u64>) -> Result<Vec<Region>, SourceError> {
+        Ok(vec![Region { length: part.end - part.start, dirty: true, zero: false, allocated: true }])
+    }
+
+    async fn read(&self, part: Range<u64>) -> Result<Bytes, SourceError> {
+        Ok(self.0[part.start as usize..part.end as usize].to_vec().into())
+    }
+
+    fn received(&self) -> u64 {
+        0
+    }
+}
+
+#[tokio::test]
+async fn a_source_of_backups_heals_as_well_up_to_its_very_end() {
+    let folder = Folder::new(true, false).await;
+    let image = noise(14, 66 * C + 513);
+    let one = folder.full(&image).await;
+    for prefix in ["data/", "tree/"] {
+        folder.remove(&folder.names(prefix).await.remove(0));
+    }
+    let live = Given { plain: Arc::new(DiskImage(Arc::new(Live(image.clone())))), ..disk(&[]) };
+    let healed = folder.heal(&[&live]).await;
+    assert_eq!((healed.given, healed.now.whole.as_slice()), (67 + 3, &[one][..]), "{healed:?}");
+    assert!(restored(&folder.vault, one).await == image);
+}
+
+#[tokio::test]
+async fn what_was_put_under_a_lease_that_was_revoked_is_told_as_healed_only_by_the_next() {
+    /// Revokes all leases when it is asked.
+    struct Revoking(Vault, Bytes);
+    #[async_trait::async_trait]
+    impl Plain for Revoking {
+        async fn chunk(&self, at: u64) -> Result<Option<Bytes>, VaultError> {
+            for (id, standing) in lease::all(&self.0).await? {
+                if !standing.is_over() {
+                    lease::revoke(&self.0, id, &Holder::default()).await?;
+                }
+            }
+            self.1.chunk(at).await
+        }
+    }
+    let folder = Folder::new(false, false).await;
+    let image = noise(15, 3 * C);
+    let one = folder.full(&image).await;
+    folder.remove(&folder.names("data/").await.remove(0));
+    folder.check(false).await;
+    let revoking = Revoking(folder.vault.clone(), image.clone().into());
+    let healed = folder.heal(&[&Given { plain: Arc::new(revoking), ..disk(&image) }]).await;
+    assert!(healed.revoked && healed.now.whole.is_empty(), "{healed:?}");
+    assert!(folder.has(one, MarkKind::Hurt).await, "nothing is said of what a collection may not keep");
+    let healed = folder.heal(&[&disk(&image)]).await;
+    assert!(!healed.revoked && healed.now.whole == [one]);
+    assert!(!folder.has(one, MarkKind::Hurt).await);
+    assert_eq!(folder.collect().await, Ended::Done);
+    assert!(restored(&folder.vault, one).await == image && folder.check(true).await.is_clean());
 }
 
 #[tokio::test]

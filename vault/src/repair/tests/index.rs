@@ -41,6 +41,20 @@ async fn a_bad_run_makes_backups_grow_and_hurts_none_until_the_tables_of_its_pac
 }
 
 #[tokio::test]
+async fn with_a_bad_run_and_a_lost_node_each_backup_is_judged_by_what_is_there() {
+    let folder = Folder::new(false, false).await;
+    let hurt = folder.full(&noise(6, 3 * C)).await;
+    folder.remove(&folder.names("tree/").await.remove(0));
+    let before = folder.names("index/").await;
+    let sound = folder.full(&noise(7, 3 * C)).await;
+    let run = folder.names("index/").await.into_iter().find(|run| !before.contains(run)).unwrap();
+    folder.flip(&run, folder.size(&run) - 70);
+    // The older one is looked at first, and everything is listed once more for its node.
+    let report = folder.check(false).await;
+    assert_eq!((report.hurt.len(), report.hurt[0].0, report.whole.as_slice()), (1, hurt, &[sound][..]));
+}
+
+#[tokio::test]
 async fn with_tables_and_all_runs_destroyed_blobs_are_found_by_their_headers() {
     let folder = Folder::new(true, false).await;
     let images = [noise(2, 70 * C), noise(3, 7 * C)];
