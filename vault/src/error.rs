@@ -86,6 +86,12 @@ pub enum VaultError {
         /// Why.
         cause: String,
     },
+    /// Nothing may be copied from this vault into that.
+    #[error("nothing is copied: {cause}")]
+    CopyRefused {
+        /// Why.
+        cause: &'static str,
+    },
     /// The lease was revoked: others no longer wait for what was under way.
     #[error("the lease {lease} was revoked")]
     Revoked {
@@ -143,6 +149,7 @@ impl VaultError {
             Self::Key(_) => "VAULT_KEY",
             Self::Newer { .. } => "VAULT_NEWER",
             Self::ReadOnly { .. } => "VAULT_READ_ONLY",
+            Self::CopyRefused { .. } => "VAULT_COPY_REFUSED",
             Self::Revoked { .. } => "VAULT_LEASE_REVOKED",
             Self::Contract(_) => "VAULT_CONTRACT",
             Self::Lost { .. } => "VAULT_DATA_LOST",
@@ -179,6 +186,9 @@ impl VaultError {
             }
             Self::Newer { .. } => "use a newer version of vmkeep",
             Self::ReadOnly { .. } => "use a newer version of vmkeep, or a host that holds the full key",
+            Self::CopyRefused { .. } => {
+                "copy into another vault, and into an encrypted one unless the copy may lie in the open"
+            }
             Self::Revoked { .. } => "nothing: the backup is settled, or made again",
             Self::Contract(_) | Self::Task(_) => "report this: it is a fault of vmkeep",
             Self::Io(_) => "see to the disk that was read or written",

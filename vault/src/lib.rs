@@ -5,8 +5,8 @@
 //!
 //! From the bottom: [`ids`] and [`names`]; the [`envelope`] of every object; [`keys`]; [`blob`], [`node`] and [`pack`];
 //! [`tree`]s; the [`header`] and the [`vault`] itself; the [`index`]; [`lease`]s, [`manifest`]s and [`backups`]; and what
-//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`], [`repair`]. Beside them, what a
-//! backup is read from: [`source`], over [`nbd`].
+//! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`], [`repair`],
+//! [`mod@copy`]. Beside them, what a backup is read from: [`source`], over [`nbd`].
 
 pub mod backend;
 pub mod backups;
@@ -14,6 +14,7 @@ pub mod blob;
 pub mod check;
 pub mod codec;
 pub mod collect;
+pub mod copy;
 pub mod envelope;
 pub mod error;
 pub mod features;
@@ -23,6 +24,7 @@ pub mod ids;
 pub mod index;
 pub mod keys;
 pub mod lease;
+mod leaves;
 pub mod manifest;
 pub mod marks;
 mod mutation;

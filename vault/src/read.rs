@@ -18,9 +18,9 @@ use crate::header::CHUNK;
 use crate::ids::BlobId;
 use crate::index::run::Place;
 use crate::keys::IdKeys;
+use crate::leaves::leaves;
 use crate::manifest::Image;
-use crate::node::SLOTS;
-use crate::tree::{Tree, chunks, span, top_level};
+use crate::tree::chunks;
 use crate::vault::Vault;
 
 /// Chunks that are put into the order of packs at once.
@@ -54,57 +54,6 @@ pub struct ReadReport {
     pub lost: Vec<Range<u64>>,
 }
 
-/// The ids of chunks in a range of an image, and subtrees that could not be read.
-#[derive(Debug, Default)]
-pub(crate) struct Leaves {
-    /// Chunks that are not zero, ascending.
-    pub(crate) chunks: Vec<(u64, BlobId)>,
-    /// Ranges of chunks whose node is lost, ascending.
-    pub(crate) lost: Vec<Range<u64>>,
-}
-
-/// The chunks of an image within a range of chunks.
-///
-/// # Errors
-/// What the backend could not do.
-pub(crate) async fn leaves(fetcher: &Fetcher, tree: Tree, window: Range<u64>) -> Result<Leaves, VaultError> {
-    let mut found = Leaves::default();
-    let end = window.end.min(chunks(tree.size));
-    // Depth first, from the last slot, so that the first is taken next.
-    let mut todo = vec![(top_level(tree.size), 0_u64, tree.top)];
-    while let Some((level, first, id)) = todo.pop() {
-        let covers = first..first.saturating_add(span(level).saturating_mul(SLOTS as u64));
-        if id.is_zero() || covers.end <= window.start || covers.start >= end {
-            continue;
-        }
-        let node = match fetcher.stored_node(level, id).await {
-            Ok(stored) => stored.node,
-            Err(VaultError::Lost { .. }) => {
-                found.lost.push(covers.start.max(window.start)..covers.end.min(end));
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        for (at, slot) in node.slots.iter().enumerate().rev() {
-            let place = first + at as u64 * span(level);
-            if slot.is_zero() {
-                continue;
-            }
-            match level {
-                0 if window.start <= place && place < end => found.chunks.push((place, *slot)),
-                0 => {}
-                _ => todo.push((level - 1, place, *slot)),
-            }
-        }
-        if level == 0 {
-            // They were pushed from the last slot on.
-            let begin = found.chunks.partition_point(|(place, _)| *place < first);
-            found.chunks[begin..].reverse();
-        }
-    }
-    Ok(found)
-}
-
 /// Chunks of one pack that are fetched together.
 struct Piece {
     place: Place,
@@ -131,10 +80,7 @@ pub async fn read_image(
     }
     let mut report = ReadReport::default();
     let total = chunks(image.size);
-    let bytes_of = |range: Range<u64>| {
-        let edge = |chunk: u64| chunk.saturating_mul(u64::from(CHUNK)).min(image.size);
-        edge(range.start)..edge(range.end)
-    };
+    let bytes_of = |range: Range<u64>| bytes_of(image.size, range);
     for start in (0..total).step_by(WINDOW as usize) {
         let window = start..(start + WINDOW).min(total);
         let leaves = leaves(fetcher, image.tree(), window.clone()).await?;
@@ -152,29 +98,7 @@ pub async fn read_image(
             next = next.max(range.end);
         }
         report.lost.extend(leaves.lost.into_iter().map(bytes_of));
-        let (pieces, mut alone) = plan(fetcher, leaf_kind, leaves.chunks).await?;
-        let mut reading = futures_util::stream::iter(pieces)
-            .map(|piece| fetch(vault, ids, leaf_kind, piece))
-            .buffer_unordered(IN_FLIGHT);
-        while let Some(read) = reading.next().await {
-            for (id, at, plain) in read? {
-                match plain {
-                    Ok(plain) => write(sink, &mut report, image.size, plain, &at).await?,
-                    Err(_) => alone.push((id, at)),
-                }
-            }
-        }
-        drop(reading);
-        // What is bad at its first place has all its places tried.
-        for (id, at) in alone {
-            match fetcher.chunk(leaf_kind, id).await {
-                Ok(plain) => write(sink, &mut report, image.size, plain.into(), &at).await?,
-                Err(VaultError::Lost { .. }) => {
-                    report.lost.extend(at.iter().map(|at| bytes_of(*at..at + 1)));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        read_chunks(vault, ids, fetcher, leaf_kind, image.size, leaves.chunks, sink, &mut report).await?;
         if !partial && let Some(first) = report.lost.first() {
             let lost =
                 report.lost.iter().map(|range| (range.end - range.start).div_ceil(u64::from(CHUNK))).sum();
@@ -190,6 +114,53 @@ pub async fn read_image(
         touches
     });
     Ok(report)
+}
+
+/// Reads chunks of an image of this size into a sink, in the order of packs. Those that are lost are told in the report.
+///
+/// # Errors
+/// What the sink or the backend could not do.
+#[expect(clippy::too_many_arguments, reason = "what is read, of what, and where it goes")]
+pub(crate) async fn read_chunks(
+    vault: &Vault,
+    ids: &IdKeys,
+    fetcher: &Fetcher,
+    leaf_kind: BlobType,
+    size: u64,
+    chunks: Vec<(u64, BlobId)>,
+    sink: &mut dyn Sink,
+    report: &mut ReadReport,
+) -> Result<(), VaultError> {
+    let (pieces, mut alone) = plan(fetcher, leaf_kind, chunks).await?;
+    let mut reading = futures_util::stream::iter(pieces)
+        .map(|piece| fetch(vault, ids, leaf_kind, piece))
+        .buffer_unordered(IN_FLIGHT);
+    while let Some(read) = reading.next().await {
+        for (id, at, plain) in read? {
+            match plain {
+                Ok(plain) => write(sink, report, size, plain, &at).await?,
+                Err(_) => alone.push((id, at)),
+            }
+        }
+    }
+    drop(reading);
+    // What is bad at its first place has all its places tried.
+    for (id, at) in alone {
+        match fetcher.chunk(leaf_kind, id).await {
+            Ok(plain) => write(sink, report, size, plain.into(), &at).await?,
+            Err(VaultError::Lost { .. }) => {
+                report.lost.extend(at.iter().map(|at| bytes_of(size, *at..at + 1)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of chunks, up to the image's size.
+pub(crate) fn bytes_of(size: u64, chunks: Range<u64>) -> Range<u64> {
+    let edge = |chunk: u64| chunk.saturating_mul(u64::from(CHUNK)).min(size);
+    edge(chunks.start)..edge(chunks.end)
 }
 
 async fn write(

@@ -228,6 +228,22 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// What a source says of an image whose parent was another.
+pub(crate) fn difference(old: &[u8], new: &[u8]) -> Vec<Extent> {
+    let common = if old.len() == new.len() { new.len() } else { old.len().min(new.len()) / C * C };
+    let mut parts = Vec::new();
+    for at in (0..new.len()).step_by(C) {
+        let end = (at + C).min(new.len());
+        let piece = &new[at..end];
+        parts.push(match piece {
+            _ if end <= common && old[at..end] == *piece => Extent::Unchanged(piece.len() as u64),
+            _ if piece.iter().all(|byte| *byte == 0) => Extent::Zero(piece.len() as u64),
+            _ => Extent::Data(piece.to_vec().into()),
+        });
+    }
+    parts
+}
+
 struct Remembering(Vec<u8>);
 
 #[async_trait]

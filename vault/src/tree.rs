@@ -37,6 +37,13 @@ pub fn top_level(size: u64) -> u8 {
     (0..BlobType::MAX_LEVEL).find(|level| span(level + 1) >= chunks).unwrap_or(BlobType::MAX_LEVEL)
 }
 
+/// The first chunk of an image of this size that can not be said to be what a parent has there: sizes that differ leave the
+/// chunk that the smaller one ends in to be read.
+#[must_use]
+pub fn unchanged_to(parent: Tree, size: u64) -> u64 {
+    if parent.size == size { chunks(size) } else { parent.size.min(size) / u64::from(CHUNK) }
+}
+
 /// A tree that is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tree {

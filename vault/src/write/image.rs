@@ -19,7 +19,7 @@ use crate::ids::BlobId;
 use crate::index::Index;
 use crate::keys::{IdKeys, KeyError, Keys};
 use crate::manifest::Image;
-use crate::tree::{Finished, Tree, TreeWriter, chunks};
+use crate::tree::{self, Finished, Tree, TreeWriter, chunks};
 
 /// Chunks of a batch: 2 MiB.
 const BATCH: usize = 32;
@@ -51,8 +51,9 @@ impl Session {
     /// be unchanged: up to its size, or, where sizes differ, up to the last whole chunk of both.
     ///
     /// # Errors
-    /// [`VaultError::Lost`] if a node of the parent's cannot be read: the image must be written without. What the source or
-    /// the backend could not do.
+    /// [`VaultError::Lost`] if a node of the parent's cannot be read: the image must be written without, in another session.
+    /// What the source or the backend could not do. No backup can be made of this session any more then: what it has taken
+    /// on and not put would be missing.
     pub async fn write_image(
         &mut self,
         source: &mut dyn Source,
@@ -66,14 +67,11 @@ impl Session {
         if parent.is_none() && self.index.is_worth_warming(chunks(size)) {
             Box::pin(self.index.warm()).await?;
         }
+        let torn = std::mem::replace(&mut self.torn, true);
         let ids = self.ids.clone();
         let Self { index, store, fetcher, bad, vault, .. } = self;
         let (index, fetcher, bad): (&Index, &Fetcher, _) = (index, fetcher, &*bad);
-        let unchanged_to = match parent {
-            None => 0,
-            Some(parent) if parent.size == size => chunks(size),
-            Some(parent) => parent.size.min(size) / u64::from(CHUNK),
-        };
+        let unchanged_to = parent.map_or(0, |parent| tree::unchanged_to(parent, size));
         let mut work = Work {
             index,
             store,
@@ -140,7 +138,9 @@ impl Session {
         Box::pin(work.nodes(finished)).await?;
         work.drain().await?;
         work.written.image = Image::new(&ids, kind, made);
-        Ok(work.written)
+        let written = work.written;
+        self.torn = torn;
+        Ok(written)
     }
 }
 

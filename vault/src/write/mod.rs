@@ -35,7 +35,7 @@ use crate::manifest::Manifest;
 use crate::names::{MarkKind, ObjectName};
 use crate::tree::{Tree, chunks};
 use crate::vault::Vault;
-use crate::{features, mutation, read};
+use crate::{features, leaves, mutation};
 use store::Store;
 
 /// How a session is to be.
@@ -78,6 +78,8 @@ pub struct Session {
     bad: HashSet<BlobId>,
     store: Store,
     holder: Holder,
+    /// Whether an image was not written to its end: blobs count as there that were never put.
+    torn: bool,
 }
 
 /// A backup that another may be based on.
@@ -177,7 +179,8 @@ impl Session {
             Box::pin(resume::take_up(vault, &index, lease.id(), &mut store)).await?;
         }
         let holder = options.holder;
-        Ok(Self { vault: vault.clone(), domain, ids, lease, fetcher, index, backups, bad, store, holder })
+        let vault = vault.clone();
+        Ok(Self { vault, domain, ids, lease, fetcher, index, backups, bad, store, holder, torn: false })
     }
 
     /// Its lease.
@@ -264,7 +267,7 @@ impl Session {
         }
         let total = chunks(tree.size);
         for start in (0..total).step_by(1 << 20) {
-            let leaves = read::leaves(&self.fetcher, tree, start..start.saturating_add(1 << 20)).await?;
+            let leaves = leaves::leaves(&self.fetcher, tree, start..start.saturating_add(1 << 20)).await?;
             if !leaves.lost.is_empty() {
                 return Ok(None);
             }
@@ -288,6 +291,9 @@ impl Session {
         if manifest.lease != self.lease.id() || manifest.domain != self.domain || manifest.min_reader > FORMAT
         {
             return Err(VaultError::Contract("the manifest is not of this session".into()));
+        }
+        if self.torn {
+            return Err(VaultError::Contract("an image of this session was not written to its end".into()));
         }
         Box::pin(self.store.flush()).await?;
         Box::pin(self.store.merge()).await?;
@@ -330,6 +336,16 @@ impl Session {
         let mark = Mark::new(Timestamp::now(), &self.holder.host);
         backups::put_mark(&self.vault, *backup, MarkKind::Checked, &mark).await?;
         Ok(Outcome::Checked)
+    }
+
+    /// Makes what was put count although no backup comes of it, so that whoever begins next has no need to put it again. Only
+    /// for a session whose source failed: after a put that failed it is not known what is there.
+    ///
+    /// # Errors
+    /// What the backend could not do.
+    pub async fn keep(&mut self) -> Result<(), VaultError> {
+        self.torn = true;
+        Box::pin(self.store.flush()).await
     }
 
     /// Ends the lease, after the journal knows how it went, whether the backup was made or not. Where a run may still arrive

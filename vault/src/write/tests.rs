@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::index::tidings::{BadPlace, report_damage};
 use crate::lease::revoke;
 use crate::names::LeasePart;
-use crate::testing::{Bench, C, DOMAIN, manifest, noise, prepare};
+use crate::testing::{Bench, C, DOMAIN, difference, manifest, noise, prepare};
 
 fn data(bytes: &[u8]) -> Extent {
     Extent::Data(bytes.to_vec().into())
@@ -124,21 +124,6 @@ async fn a_disk_that_grows_and_shrinks_keeps_what_it_has_in_common() {
 }
 
 /// What a source says of an image beside its parent's: chunks that are equal are unchanged.
-fn difference(old: &[u8], new: &[u8]) -> Vec<Extent> {
-    let common = if old.len() == new.len() { new.len() } else { old.len().min(new.len()) / C * C };
-    let mut parts = Vec::new();
-    for at in (0..new.len()).step_by(C) {
-        let end = (at + C).min(new.len());
-        let piece = &new[at..end];
-        parts.push(match piece {
-            _ if end <= common && old[at..end] == *piece => Extent::Unchanged(piece.len() as u64),
-            _ if piece.iter().all(|byte| *byte == 0) => Extent::Zero(piece.len() as u64),
-            _ => data(piece),
-        });
-    }
-    parts
-}
-
 #[tokio::test]
 async fn any_chain_of_writes_zeroes_and_resizes_on_any_parent_is_restored_exactly() {
     for seed in 0..4 {
@@ -436,6 +421,25 @@ async fn a_stream_is_written_like_a_disk_and_shares_no_id_with_one() {
     assert_eq!(stream.new, 4 * C as u64);
     assert_ne!(disk.image, stream.image);
     assert!(write(BlobType::Table).await.is_err());
+}
+
+#[tokio::test]
+async fn no_backup_is_made_of_a_session_whose_image_was_not_written_to_its_end() {
+    let bench = Bench::new(false).await;
+    let image = noise(1, 40 * C);
+    let mut session = bench.session().await;
+    // The source ends too early: chunks that were taken on are not in any pack.
+    let short = &mut Parts::new(vec![data(&image[..39 * C])]);
+    let size = image.len() as u64;
+    assert!(session.write_image(short, size, BlobType::Data, None).await.is_err());
+    let source = &mut Parts::new(vec![data(&image)]);
+    let written = session.write_image(source, size, BlobType::Data, None).await.unwrap();
+    let prepared = session.prepare(&manifest(&session, &written)).await;
+    assert!(matches!(prepared, Err(VaultError::Contract(_))));
+    session.keep().await.unwrap();
+    session.end().await.unwrap();
+    let (id, _) = bench.full(&image).await;
+    assert!(bench.restore(id).await == image);
 }
 
 #[tokio::test]

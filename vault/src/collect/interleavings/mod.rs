@@ -345,7 +345,7 @@ impl Director {
                 continue;
             }
             let tree = backup.manifest.as_ref().unwrap().disks[0].image.tree();
-            let leaves = crate::read::leaves(&fetcher, tree, 0..CHUNKS as u64).await.unwrap();
+            let leaves = crate::leaves::leaves(&fetcher, tree, 0..CHUNKS as u64).await.unwrap();
             if !leaves.lost.is_empty() {
                 return Err(format!("{id} misses a node"));
             }

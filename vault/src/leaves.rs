@@ -1,0 +1,181 @@
+//! The chunks of an image, window by window; and which of them another image has too.
+//!
+//! Equal ids are equal content, so a subtree that both have is never read. Two trees may differ in height: what stands at a
+//! place of one is looked for at the same place of the other, below a top that would be higher, or above one that is lower.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::VaultError;
+use crate::fetch::Fetcher;
+use crate::ids::BlobId;
+use crate::node::{Node, SLOTS};
+use crate::tree::{Tree, chunks, span, top_level, unchanged_to};
+
+/// The ids of chunks in a range of an image, and subtrees that could not be read. What is in none of them is zero.
+#[derive(Debug, Default)]
+pub(crate) struct Leaves {
+    /// Chunks that are not zero, ascending.
+    pub(crate) chunks: Vec<(u64, BlobId)>,
+    /// Ranges of chunks whose node is lost, ascending.
+    pub(crate) lost: Vec<Range<u64>>,
+    /// Ranges of chunks that the other image has as well, ascending; zeroes may be among them.
+    pub(crate) same: Vec<Range<u64>>,
+}
+
+/// Another image of the same vault, to compare with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beside<'a> {
+    /// Its tree.
+    pub(crate) tree: Tree,
+    /// Ranges of chunks that are told as if it did not have them, ascending.
+    pub(crate) but: &'a [Range<u64>],
+}
+
+/// What the other image has at a place.
+#[derive(Clone, Copy)]
+enum Other {
+    /// Nobody knows.
+    Unknown,
+    /// This node or chunk.
+    Is(BlobId),
+    /// Its top, some levels below in the first slots, and zeroes beside it.
+    Below,
+}
+
+/// The chunks of an image within a range of chunks.
+///
+/// # Errors
+/// What the backend could not do.
+pub(crate) async fn leaves(fetcher: &Fetcher, tree: Tree, window: Range<u64>) -> Result<Leaves, VaultError> {
+    leaves_beside(fetcher, tree, None, window).await
+}
+
+/// The chunks of an image within a range of chunks, without those that another image has at the same place.
+///
+/// A node of the other that cannot be read makes what is below it unknown, which costs reading it.
+///
+/// # Errors
+/// What the backend could not do.
+pub(crate) async fn leaves_beside(
+    fetcher: &Fetcher,
+    tree: Tree,
+    beside: Option<Beside<'_>>,
+    window: Range<u64>,
+) -> Result<Leaves, VaultError> {
+    let mut found = Leaves::default();
+    let end = window.end.min(chunks(tree.size));
+    let top = top_level(tree.size);
+    let (limit, but) = match beside {
+        None => (0, &[][..]),
+        Some(beside) => (unchanged_to(beside.tree, tree.size), beside.but),
+    };
+    let other_level = beside.map_or(0, |beside| top_level(beside.tree.size));
+    let other = match beside {
+        None => Other::Unknown,
+        Some(beside) => at_level(fetcher, beside.tree, top).await?,
+    };
+    // Depth first, from the last slot, so that the first is taken next.
+    let mut todo = vec![(top, 0_u64, tree.top, other)];
+    while let Some((level, first, id, other)) = todo.pop() {
+        let covers = first..first.saturating_add(span(level).saturating_mul(SLOTS as u64));
+        if covers.end <= window.start || covers.start >= end {
+            continue;
+        }
+        let shown = covers.start.max(window.start)..covers.end.min(end);
+        if matches!(other, Other::Is(other) if other == id) && is_same(&shown, limit, but) {
+            extend(&mut found.same, shown);
+            continue;
+        }
+        if id.is_zero() {
+            continue;
+        }
+        let Some(node) = read(fetcher, level, id).await? else {
+            found.lost.push(shown);
+            continue;
+        };
+        let others = match other {
+            Other::Is(other) if !other.is_zero() => match read(fetcher, level, other).await? {
+                Some(node) => Slots::Are(node),
+                None => Slots::Unknown,
+            },
+            Other::Is(_) => Slots::Zero,
+            Other::Below => Slots::Below,
+            Other::Unknown => Slots::Unknown,
+        };
+        let other_at = |at: usize| match &others {
+            Slots::Are(node) => Other::Is(node.slots[at]),
+            Slots::Zero => Other::Is(BlobId::ZERO),
+            Slots::Unknown => Other::Unknown,
+            Slots::Below if at > 0 => Other::Is(BlobId::ZERO),
+            Slots::Below if level == other_level + 1 => {
+                beside.map_or(Other::Unknown, |beside| Other::Is(beside.tree.top))
+            }
+            Slots::Below => Other::Below,
+        };
+        if level > 0 {
+            for (at, slot) in node.slots.iter().enumerate().rev() {
+                todo.push((level - 1, first + at as u64 * span(level), *slot, other_at(at)));
+            }
+            continue;
+        }
+        for (at, slot) in node.slots.iter().enumerate() {
+            let place = first + at as u64;
+            if !shown.contains(&place) {
+                continue;
+            }
+            let both = matches!(other_at(at), Other::Is(other) if other == *slot);
+            if both && is_same(&(place..place + 1), limit, but) {
+                extend(&mut found.same, place..place + 1);
+            } else if !slot.is_zero() {
+                found.chunks.push((place, *slot));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The other's slots beside a node's.
+enum Slots {
+    Unknown,
+    Zero,
+    Below,
+    Are(Arc<Node>),
+}
+
+/// What stands where the other tree would have its top if it were of this height.
+async fn at_level(fetcher: &Fetcher, tree: Tree, level: u8) -> Result<Other, VaultError> {
+    let own = top_level(tree.size);
+    if own < level {
+        return Ok(Other::Below);
+    }
+    let mut id = tree.top;
+    for level in (level + 1..=own).rev() {
+        if id.is_zero() {
+            break;
+        }
+        let Some(node) = read(fetcher, level, id).await? else { return Ok(Other::Unknown) };
+        id = node.slots[0];
+    }
+    Ok(Other::Is(id))
+}
+
+async fn read(fetcher: &Fetcher, level: u8, id: BlobId) -> Result<Option<Arc<Node>>, VaultError> {
+    match fetcher.stored_node(level, id).await {
+        Ok(stored) => Ok(Some(stored.node)),
+        Err(VaultError::Lost { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether equal ids may be told as the same for all these chunks.
+fn is_same(range: &Range<u64>, limit: u64, but: &[Range<u64>]) -> bool {
+    range.end <= limit && !but.iter().any(|one| one.start < range.end && range.start < one.end)
+}
+
+fn extend(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
