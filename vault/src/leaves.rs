@@ -170,7 +170,8 @@ async fn read(fetcher: &Fetcher, level: u8, id: BlobId) -> Result<Option<Arc<Nod
 
 /// Whether equal ids may be told as the same for all these chunks.
 fn is_same(range: &Range<u64>, limit: u64, but: &[Range<u64>]) -> bool {
-    range.end <= limit && !but.iter().any(|one| one.start < range.end && range.start < one.end)
+    let next = but.partition_point(|one| one.end <= range.start);
+    range.end <= limit && but.get(next).is_none_or(|one| one.start >= range.end)
 }
 
 fn extend(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {

@@ -86,7 +86,7 @@ pub struct Options {
     pub holder: Holder,
     /// A folder for copies of the index that is read from.
     pub from_folder: Option<PathBuf>,
-    /// One for copies of the index of the other vault.
+    /// One for copies of the index of the other vault: not the same.
     pub to_folder: Option<PathBuf>,
     /// Whether what lies in an encrypted vault may be put into one without encryption. Secrets never are (see
     /// [`Refusal::Secret`]).

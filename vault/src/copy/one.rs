@@ -239,7 +239,7 @@ impl Copier<'_> {
                 let Some(ranges) = hurt.get(name) else { continue };
                 let there = copied.images().into_iter().find(|one| (one.0, one.1) == (name, kind));
                 // Where all of it is to be written again, its tree is of no use.
-                let all = ranges.iter().any(|range| *range == (0..image.size));
+                let all = ranges.contains(&(0..image.size));
                 let twin = there.filter(|_| !all).map(|(_, _, there)| Twin {
                     here: image.tree(),
                     there: there.tree(),

@@ -271,6 +271,14 @@ async fn a_backup_that_is_pruned_there_or_here_is_refused_by_name_and_others_go_
     let expected = [(ids[0], Refusal::PrunedThere), (ids[1], Refusal::Pruned), (gone, Refusal::Absent)];
     assert_eq!(refused, expected.into());
     assert_eq!(to.names("backups/").await.len(), 3);
+    // One that is pruned while others are copied: its own session lists anew.
+    let third = vault(true, false).await;
+    let hook = Arc::new(Hook::new(&third.vault, Deed::Prune(ids[4])));
+    let options = Options { progress: hook, ..Options::default() };
+    let choice = Choice::Backups(vec![ids[3], ids[4]]);
+    let report = Box::pin(copy(&from.vault, &third.vault, &choice, options)).await.unwrap();
+    assert_eq!(report.refused().collect::<Vec<_>>(), [(ids[4], &Refusal::PrunedThere)]);
+    assert_eq!(third.names("backups/").await.len(), 1);
 }
 
 #[tokio::test]

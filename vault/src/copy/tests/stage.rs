@@ -129,6 +129,8 @@ pub(super) enum Deed {
     RevokeBegun,
     RevokeWritten,
     RevokeCommit,
+    /// Prunes a backup in the other vault, when another was copied.
+    Prune(BackupId),
     /// Reports the place of a chunk as bad, when everything was written.
     Damage(BlobId),
 }
@@ -197,6 +199,12 @@ impl Progress for Hook {
 
     async fn done(&self, backup: BackupId, fate: &Fate) -> std::io::Result<()> {
         self.fates.lock().unwrap().push((backup, fate.clone()));
+        let deed = *self.deed.lock().unwrap();
+        if let Deed::Prune(other) = deed
+            && self.is_time(deed)
+        {
+            prune(&self.vault, other, "test").await.unwrap();
+        }
         Ok(())
     }
 }
