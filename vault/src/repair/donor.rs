@@ -20,9 +20,9 @@ use crate::header::CHUNK;
 use crate::ids::{BackupId, BlobId, DomainId};
 use crate::index::Index;
 use crate::lease::{Holder, Lease};
+use crate::leaves::leaves;
 use crate::manifest::{Image, Manifest};
 use crate::node::SLOTS;
-use crate::read;
 use crate::source::DiskSource;
 use crate::tree::chunks;
 use crate::vault::Vault;
@@ -240,7 +240,7 @@ impl Plain for Stored {
         if known.0 != window {
             let first = window * SLOTS as u64;
             let range = first..(first + SLOTS as u64).min(total);
-            let leaves = read::leaves(&self.fetcher, self.image.tree(), range).await?;
+            let leaves = leaves(&self.fetcher, self.image.tree(), range).await?;
             let mut chunks: HashMap<u64, Option<BlobId>> =
                 leaves.chunks.into_iter().map(|(at, id)| (at, Some(id))).collect();
             chunks.extend(leaves.lost.into_iter().flatten().map(|at| (at, None)));
