@@ -91,6 +91,19 @@ pub struct StepContext {
 }
 
 impl StepContext {
+    /// In a probe: the verdict on an attempt whose call has still not returned in this process. Whatever the world looks like
+    /// meanwhile, it may change.
+    #[must_use]
+    pub fn not_returned<T>(&self) -> Option<Verdict<T>> {
+        self.still_running.then(|| Verdict::InFlight("it has not returned".to_owned()))
+    }
+
+    /// In a probe: the verdict on work that may be done again, however far it came: once its call has returned.
+    #[must_use]
+    pub fn may_repeat<T>(&self) -> Verdict<T> {
+        self.not_returned().unwrap_or(Verdict::NotDone)
+    }
+
     /// Whether the attempt should give way.
     #[must_use]
     pub fn stopping(&self) -> bool {

@@ -113,8 +113,8 @@ impl Step for RemoveBackups {
     /// It can be done again whatever is there. But a backup of which anything is gone must never be called one again, so the
     /// withdrawal may be taken back only if nothing is.
     async fn probe(&self, cx: &StepContext, input: RemoveInput) -> Verdict<Removed> {
-        if cx.still_running {
-            return Verdict::InFlight("it has not returned".to_owned());
+        if let Some(verdict) = cx.not_returned() {
+            return verdict;
         }
         let places = self.0.clone();
         let looked = crate::blocking::run(move || {

@@ -149,8 +149,8 @@ impl Step for WithdrawBackup {
 
     /// A manifest that is gone says nothing about the second look: the step is run again, which does no harm.
     async fn probe(&self, cx: &StepContext, input: Doomed) -> Verdict<Withdrawn> {
-        if cx.still_running {
-            return Verdict::InFlight("it has not returned".to_owned());
+        if let Some(verdict) = cx.not_returned() {
+            return verdict;
         }
         let places = self.places.clone();
         match crate::blocking::run(move || look(&places, &input)).await {

@@ -202,8 +202,8 @@ impl Step for Discard {
     /// Removing what is gone does no harm. But what has begun to go is not kept any more, so the job may end otherwise only if
     /// nothing is gone.
     async fn probe(&self, cx: &StepContext, input: DiscardInput) -> Verdict<Discarded> {
-        if cx.still_running {
-            return Verdict::InFlight("it has not returned".to_owned());
+        if let Some(verdict) = cx.not_returned() {
+            return verdict;
         }
         let places = self.places.clone();
         match crate::blocking::run(move || is_whole(&places, &input)).await {

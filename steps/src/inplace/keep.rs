@@ -44,7 +44,7 @@ impl Step for KeepAside {
 
     /// Writing the same again does no harm.
     async fn probe(&self, cx: &StepContext, _: KeepInput) -> Verdict<()> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 
     async fn undo(&self, _: &StepContext, input: KeepInput, _: Option<()>) -> Result<(), Fault> {
@@ -94,8 +94,8 @@ impl Step for ForgetKept {
     }
 
     async fn probe(&self, cx: &StepContext, input: ForgetInput) -> Verdict<()> {
-        if cx.still_running {
-            return Verdict::InFlight("it has not returned".to_owned());
+        if let Some(verdict) = cx.not_returned() {
+            return verdict;
         }
         match self.0.roots.open_folder(&input.kept) {
             Err(RootError::Missing { .. }) => Verdict::Done(()),

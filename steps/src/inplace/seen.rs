@@ -134,7 +134,7 @@ impl Step for SeeRunning {
 
     /// Looking and tidying again does no harm.
     async fn probe(&self, cx: &StepContext, _: SeenInput) -> Verdict<Exchanged> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }
 

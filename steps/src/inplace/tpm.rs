@@ -175,7 +175,7 @@ impl Step for ExchangeTpm {
 
     /// Writing it again while the domain is off does no harm.
     async fn probe(&self, cx: &StepContext, _: ExchangeInput) -> Verdict<ExchangeOutput> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 
     async fn undo(
@@ -207,7 +207,7 @@ impl Step for ExchangeTpm {
     }
 
     async fn probe_undo(&self, cx: &StepContext, _: ExchangeInput, _: Option<ExchangeOutput>) -> Verdict<()> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }
 

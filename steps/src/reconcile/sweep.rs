@@ -108,7 +108,7 @@ impl Step for SweepLeftover {
 
     /// All of it is looked at again before it acts, so acting again does no harm.
     async fn probe(&self, cx: &StepContext, _: SweepInput) -> Verdict<SweepOutput> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }
 

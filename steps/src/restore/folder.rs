@@ -102,7 +102,7 @@ impl Step for RestoreFolder {
 
     /// Making what is there already does no harm, so it is simply done again.
     async fn probe(&self, cx: &StepContext, _: PlaceInput) -> Verdict<()> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 
     async fn undo(&self, _: &StepContext, input: PlaceInput, _: Option<()>) -> Result<(), Fault> {

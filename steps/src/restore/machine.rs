@@ -138,7 +138,7 @@ impl Step for RestoreTpm {
 
     /// Nobody uses it before the domain is defined: it is written anew.
     async fn probe(&self, cx: &StepContext, _: TpmInput) -> Verdict<PathBuf> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 
     async fn undo(&self, _: &StepContext, input: TpmInput, _: Option<PathBuf>) -> Result<(), Fault> {

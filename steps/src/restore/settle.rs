@@ -108,6 +108,6 @@ impl Step for SettleDomain {
 
     /// Looking and tidying again does no harm.
     async fn probe(&self, cx: &StepContext, _: SettleInput) -> Verdict<Report> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }

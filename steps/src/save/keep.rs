@@ -104,8 +104,8 @@ impl Step for RetainState {
     }
 
     async fn probe(&self, cx: &StepContext, input: RetainInput) -> Verdict<SealOutput> {
-        if cx.still_running {
-            return Verdict::InFlight("it has not returned".to_owned());
+        if let Some(verdict) = cx.not_returned() {
+            return verdict;
         }
         if !input.saving.ram_disk {
             return Verdict::NotDone;

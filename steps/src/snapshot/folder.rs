@@ -58,7 +58,7 @@ impl Step for PrepareFolder {
     }
 
     async fn probe(&self, cx: &StepContext, _: FolderInput) -> Verdict<()> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 
     async fn undo(&self, _: &StepContext, input: FolderInput, _: Option<()>) -> Result<(), Fault> {

@@ -106,7 +106,7 @@ impl Step for KeepState {
 
     /// Reading again does no harm; what was copied by an attempt that was cut off is replaced.
     async fn probe(&self, cx: &StepContext, _: KeepInput) -> Verdict<KeepOutput> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }
 

@@ -200,8 +200,8 @@ impl Step for Publish {
     }
 
     async fn probe(&self, cx: &StepContext, input: PublishInput) -> Verdict<PublishOutput> {
-        if cx.still_running {
-            return Verdict::InFlight("it has not returned".to_owned());
+        if let Some(verdict) = cx.not_returned() {
+            return verdict;
         }
         let (places, path, wanted) = (self.0.clone(), input.folder, backup_id(cx.job));
         let found = crate::blocking::run(move || {

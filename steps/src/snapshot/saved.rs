@@ -77,7 +77,7 @@ impl Step for TakeSaved {
 
     /// It only looks.
     async fn probe(&self, cx: &StepContext, _: SavedInput) -> Verdict<TakeOutput> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }
 

@@ -65,6 +65,6 @@ impl Step for Tidy {
 
     /// Removing what is gone is harmless, so there is nothing to find out.
     async fn probe(&self, cx: &StepContext, _: TidyInput) -> Verdict<TidyOutput> {
-        if cx.still_running { Verdict::InFlight("it has not returned".to_owned()) } else { Verdict::NotDone }
+        cx.may_repeat()
     }
 }
