@@ -21,7 +21,7 @@ use crate::restore::identity::NewDomain;
 use crate::restore::image::RestoreImage;
 use crate::restore::memory::{GO_COLD, RestoreMemory};
 use crate::restore::start::{strange_files, written_to};
-use crate::snapshot::{World, cannot_look, fence};
+use crate::snapshot::{World, cannot_look, fence, theirs};
 
 /// Starts the machine.
 #[derive(Debug)]
@@ -249,11 +249,7 @@ impl Step for BeginMachine {
                 let ended = self.0.hypervisor.destroy(id).await;
                 ended.map_err(|e| e.fault(codes::UNDO_FAILED, doing, name).class(Class::Transient))
             }
-            _ => {
-                let cause = "somebody has let it run: it is theirs now";
-                Err(Fault::permanent(codes::UNDO_FAILED, doing, name, cause)
-                    .remedy(format!("If it is not needed: virsh destroy {id}; then settle the job")))
-            }
+            _ => Err(theirs(doing, &input.machine.domain, "somebody has let it run")),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::codes;
 use crate::hypervisor::{
     Definition, DiskSource, DomainRef, HvError, Layer, Marker, Observation, Target, Trouble,
 };
-use crate::snapshot::{World, cannot_look, fence, on_the_way_back};
+use crate::snapshot::{World, cannot_look, fence, on_the_way_back, theirs};
 
 /// Exchanges definitions.
 #[derive(Debug)]
@@ -171,9 +171,7 @@ impl SwapDefinition {
             let xml = self.new_definition(cx, input).map_err(fault)?;
             self.0.hypervisor.redefine(&input.domain.id, &xml).await.map_err(fault)?;
         }
-        let cause = "somebody has started it from its new disks: it is theirs now";
-        Err(Fault::permanent(codes::UNDO_FAILED, BACK, name, cause)
-            .remedy(format!("If it is not needed: virsh destroy {}; then settle the job", input.domain.id)))
+        Err(theirs(BACK, &input.domain, "somebody has started it from its new disks"))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::hypervisor::{DomainRef, RunState, Trouble};
 use crate::image::root::{RelPath, RootError};
 use crate::restore::fetch::Wanted;
 use crate::restore::machine::{unwritable, write_all};
-use crate::snapshot::{Places, World, on_the_way_back};
+use crate::snapshot::{Places, World, on_the_way_back, theirs};
 use crate::tpm;
 
 /// Exchanges the state.
@@ -187,11 +187,7 @@ impl Step for ExchangeTpm {
         let name = input.domain.name.as_str();
         let doing = "give the old machine its TPM's state back";
         if !self.is_off(&input.domain).await? {
-            let cause = "somebody has started it meanwhile: it is theirs now";
-            return Err(Fault::permanent(codes::UNDO_FAILED, doing, name, cause).remedy(format!(
-                "If it is not needed: virsh destroy {}; then settle the job",
-                input.domain.id
-            )));
+            return Err(theirs(doing, &input.domain, "somebody has started it meanwhile"));
         }
         let from = match &input.old {
             None => TpmFrom::Backup { files: Vec::new() },

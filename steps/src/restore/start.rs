@@ -21,10 +21,10 @@ use super::identity::NewDomain;
 use super::image::RestoreImage;
 use super::memory::{GO_COLD, RestoreMemory};
 use crate::codes;
-use crate::hypervisor::{DomainId, HvError, Observation, Qemu, RunState, Trouble};
+use crate::hypervisor::{DomainRef, HvError, Observation, Qemu, RunState, Trouble};
 use crate::image::copy::{self, CopyError, Identity, SourceFile};
 use crate::manifest::Digest;
-use crate::snapshot::{World, cannot_look, fence};
+use crate::snapshot::{World, cannot_look, fence, theirs};
 
 /// Starts the domain.
 #[derive(Debug)]
@@ -229,25 +229,22 @@ impl Step for StartDomain {
     }
 
     async fn undo(&self, _: &StepContext, input: StartInput, _: Option<StartOutput>) -> Result<(), Fault> {
-        end(&self.0, &input.new.domain.id, &input.new.domain.name).await
+        end(&self.0, &input.new.domain).await
     }
 }
 
 /// Ends a QEMU that was started for a guest that has not run yet.
-async fn end(world: &World, id: &DomainId, name: &str) -> Result<(), Fault> {
+async fn end(world: &World, domain: &DomainRef) -> Result<(), Fault> {
+    let id = &domain.id;
     let doing = "end the domain that was started";
     let fault = |e: HvError| {
         let class = if e.is_transient() { Class::Transient } else { Class::Permanent };
-        e.fault(codes::UNDO_FAILED, doing, name).class(class)
+        e.fault(codes::UNDO_FAILED, doing, &domain.name).class(class)
     };
     match world.hypervisor.state(id).await {
         Ok(RunState::Off) => Ok(()),
         Ok(RunState::Paused(_)) => world.hypervisor.destroy(id).await.map_err(fault),
-        Ok(RunState::Running | RunState::Other) => {
-            let cause = "somebody has let it run: it is theirs now";
-            Err(Fault::permanent(codes::UNDO_FAILED, doing, name, cause)
-                .remedy(format!("If it is not needed: virsh destroy {id}; then settle the job")))
-        }
+        Ok(RunState::Running | RunState::Other) => Err(theirs(doing, domain, "somebody has let it run")),
         Err(e) if e.trouble == Trouble::NoSuchDomain => Ok(()),
         Err(e) => Err(fault(e)),
     }

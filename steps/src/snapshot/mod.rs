@@ -49,7 +49,8 @@ use std::sync::Arc;
 
 use vmkeep_workflow::{Class, Code, Fault, Verdict};
 
-use crate::hypervisor::{DomainId, HvError, Hypervisor, InHand, Observation, Storage, Trouble};
+use crate::codes;
+use crate::hypervisor::{DomainId, DomainRef, HvError, Hypervisor, InHand, Observation, Storage, Trouble};
 use crate::image::root::{Folder, RootError, Roots, TargetRoot};
 
 /// The world that the steps work in.
@@ -100,6 +101,13 @@ pub(crate) fn on_the_way_back(e: HvError, code: Code, doing: &str, object: &str)
     let hopeless = matches!(e.trouble, Trouble::Denied | Trouble::Unsupported | Trouble::NoSuchDomain);
     let fault = e.fault(code, doing, object);
     if hopeless { fault } else { fault.class(Class::Transient) }
+}
+
+/// The failure of a step that would have to end, on the way back, what somebody else runs by now. It is not taken from them.
+pub(crate) fn theirs(doing: &str, domain: &DomainRef, what_they_did: &str) -> Fault {
+    let cause = format!("{what_they_did}: it is theirs now");
+    let remedy = format!("If it is not needed: virsh destroy {}; then settle the job", domain.id);
+    Fault::permanent(codes::UNDO_FAILED, doing, &domain.name, cause).remedy(remedy)
 }
 
 /// Where backups may be written.
