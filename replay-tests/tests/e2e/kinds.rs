@@ -59,8 +59,12 @@ fn a_domain_that_is_off_is_backed_up_and_restored() {
     guest.wait_more(3).unwrap();
 }
 
-/// Bandwidth that makes a copy last while something else happens.
-const SLOW: &str = "2M";
+/// Begins a backup whose copy lasts while something else happens, and returns its job when the disks may be copied.
+fn being_copied(host: &Host, more: &[&str]) -> String {
+    let job = host.begin(&[&["snapshot", "web1", "--bandwidth", "2M"], more].concat());
+    host.reached(&job, "step_succeeded", "take");
+    job
+}
 
 #[test]
 fn a_domain_that_is_started_while_it_is_copied_runs_on_and_loses_nothing() {
@@ -68,8 +72,7 @@ fn a_domain_that_is_started_while_it_is_copied_runs_on_and_loses_nothing() {
     let (guest, last) = off(&host, &small("web1"));
     let own = disks(&guest);
     let _daemon = host.daemon();
-    let job = host.begin(&["snapshot", "web1", "--bandwidth", SLOW]);
-    host.reached(&job, "step_succeeded", "take");
+    let job = being_copied(&host, &[]);
     guest.start().unwrap();
     guest.wait_more(10).unwrap();
     let row = host.settled(&job);
@@ -85,8 +88,7 @@ fn a_domain_that_is_started_and_stopped_again_while_it_is_copied_keeps_what_it_w
     let (guest, last) = off(&host, &small("web1"));
     let own = disks(&guest);
     let _daemon = host.daemon();
-    let job = host.begin(&["snapshot", "web1", "--bandwidth", SLOW]);
-    host.reached(&job, "step_succeeded", "take");
+    let job = being_copied(&host, &[]);
     guest.start().unwrap();
     guest.wait_more(10).unwrap();
     guest.shutdown().unwrap();
@@ -104,8 +106,7 @@ fn a_running_domain_that_is_rebooted_or_stopped_while_it_is_copied_keeps_what_it
     guest.wait_tick(10).unwrap();
     let own = disks(&guest);
     let _daemon = host.daemon();
-    let job = host.begin(&["snapshot", "web1", "--disk-only", "--bandwidth", SLOW]);
-    host.reached(&job, "step_succeeded", "take");
+    let job = being_copied(&host, &["--disk-only"]);
     let boots = guest.boots();
     guest.virsh("reset", &[]).unwrap();
     guest.wait_up(boots).unwrap();
@@ -113,8 +114,7 @@ fn a_running_domain_that_is_rebooted_or_stopped_while_it_is_copied_keeps_what_it
     let row = host.settled(&job);
     assert_eq!(row["status"], "succeeded", "{row:#}");
     assert_untouched(&guest, &own);
-    let job = host.begin(&["snapshot", "web1", "--disk-only", "--bandwidth", SLOW]);
-    host.reached(&job, "step_succeeded", "take");
+    let job = being_copied(&host, &["--disk-only"]);
     guest.wait_more(5).unwrap();
     guest.shutdown().unwrap();
     let after = guest.last_tick();
@@ -157,8 +157,7 @@ fn a_guest_paused_by_its_operator_while_it_is_copied_stays_paused() {
     guest.wait_tick(10).unwrap();
     let own = disks(&guest);
     let _daemon = host.daemon();
-    let job = host.begin(&["snapshot", "web1", "--bandwidth", SLOW]);
-    host.reached(&job, "step_succeeded", "take");
+    let job = being_copied(&host, &[]);
     guest.wait_more(3).unwrap();
     guest.virsh("suspend", &[]).unwrap();
     assert_eq!(host.settled(&job)["status"], "succeeded");
@@ -287,8 +286,7 @@ fn a_saved_domain_that_is_started_while_it_is_copied_starts_and_its_backup_fails
     let own = disks(&guest);
     guest.virsh("managedsave", &[]).unwrap();
     let _daemon = host.daemon();
-    let job = host.begin(&["snapshot", "web1", "--bandwidth", SLOW]);
-    host.reached(&job, "step_succeeded", "take");
+    let job = being_copied(&host, &[]);
     guest.virsh("start", &[]).unwrap();
     guest.wait_more(10).unwrap();
     let row = host.settled(&job);
