@@ -6,11 +6,18 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+
 use crate::error::VaultError;
 use crate::fetch::Fetcher;
 use crate::ids::BlobId;
+use crate::manifest::Image;
 use crate::node::{Node, SLOTS};
+use crate::read::bytes_of;
 use crate::tree::{Tree, chunks, span, top_level, unchanged_to};
+
+/// Nodes that are read at once.
+const AT_ONCE: usize = 32;
 
 /// The ids of chunks in a range of an image, and subtrees that could not be read. What is in none of them is zero.
 #[derive(Debug, Default)]
@@ -135,6 +142,43 @@ pub(crate) async fn leaves_beside(
     Ok(found)
 }
 
+/// At most how many bytes of an image are not zero. Told by the nodes above the lowest ones alone, so it is cheap, and counts
+/// whole what a lowest node covers: 4 MiB. What cannot be read counts whole as well.
+///
+/// # Errors
+/// What the backend could not do.
+pub async fn most(fetcher: &Fetcher, image: &Image) -> Result<u64, VaultError> {
+    let tree = image.tree();
+    let mut level = top_level(tree.size);
+    let covered = |level: u8, first: u64| {
+        let below = span(level).saturating_mul(SLOTS as u64);
+        let bytes = bytes_of(tree.size, first..first.saturating_add(below));
+        bytes.end - bytes.start
+    };
+    let mut most = 0;
+    let mut places = if tree.top.is_zero() { Vec::new() } else { vec![(0_u64, tree.top)] };
+    while level > 0 && !places.is_empty() {
+        let nodes = places
+            .into_iter()
+            .map(|(first, id)| async move { Ok::<_, VaultError>((first, read(fetcher, level, id).await?)) });
+        let mut nodes = futures_util::stream::iter(nodes).buffer_unordered(AT_ONCE);
+        let mut below = Vec::new();
+        while let Some(one) = nodes.next().await {
+            match one? {
+                (first, Some(node)) => {
+                    let slots = node.slots.iter().enumerate().filter(|(_, slot)| !slot.is_zero());
+                    below.extend(slots.map(|(at, slot)| (first + at as u64 * span(level), *slot)));
+                }
+                (first, None) => most += covered(level, first),
+            }
+        }
+        drop(nodes);
+        places = below;
+        level -= 1;
+    }
+    Ok(most + places.iter().map(|(first, _)| covered(0, *first)).sum::<u64>())
+}
+
 /// The other's slots beside a node's.
 enum Slots {
     Unknown,
@@ -178,5 +222,33 @@ fn extend(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         Some(last) if last.end == range.start => last.end = range.end,
         _ => ranges.push(range),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::CHUNK;
+    use crate::testing::{Bench, C, noise};
+    use crate::write::Extent;
+
+    #[tokio::test]
+    async fn what_an_image_takes_at_most_is_told_to_4_mib_and_never_too_low() {
+        let bench = Bench::new(true).await;
+        let low = 64 * u64::from(CHUNK);
+        let far = 300 << 30;
+        let chunk = || Extent::Data(noise(1, C).into());
+        for (parts, wanted) in [
+            (vec![Extent::Zero(far)], 0),
+            (vec![chunk()], u64::from(CHUNK)),
+            // The last node covers what there is left of the image: a chunk of zeroes, and that one.
+            (vec![chunk(), Extent::Zero(far), chunk()], low + 2 * u64::from(CHUNK)),
+            (vec![Extent::Zero(far), chunk(), Extent::Zero(far)], low),
+        ] {
+            let size: u64 = parts.iter().map(Extent::len).sum();
+            let (backup, _) = Box::pin(bench.backup(size as usize, parts, None)).await;
+            let image = bench.manifest(backup).await.disks[0].image;
+            assert_eq!(most(&bench.fetcher().await, &image).await.unwrap(), wanted);
+        }
     }
 }

@@ -34,6 +34,7 @@ pub mod node;
 pub mod pack;
 pub mod read;
 pub mod repair;
+pub mod secrets;
 pub mod settle;
 pub mod source;
 pub mod stats;

@@ -69,6 +69,57 @@ pub struct Disk {
     pub dirty: u64,
     /// Bytes that were put for it, compressed and with its nodes.
     pub stored: u64,
+    /// When all of it was last read, whatever a bitmap said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<Timestamp>,
+    /// Why all of it was read although something else was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_because: Option<String>,
+    /// The backup since which only what had changed was read; nothing: all of it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchanged_since: Option<BackupId>,
+    /// Whether the backup's checkpoint has a bitmap of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bitmap: bool,
+    /// The files that it was read from, from the top down, as they were then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<SourceFile>,
+}
+
+impl Disk {
+    /// One that was read whole, of which no more is known than that.
+    #[must_use]
+    pub fn new(target: impl Into<String>, image: Image, source_format: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            image,
+            source_format: source_format.into(),
+            dirty: 0,
+            stored: 0,
+            whole: None,
+            whole_because: None,
+            unchanged_since: None,
+            bitmap: false,
+            files: Vec::new(),
+        }
+    }
+}
+
+/// A file that a disk was read from, as it was when the backup began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Where it was.
+    pub path: String,
+    /// The file system that it lay on, by what lasts of it; empty if that is not known.
+    pub file_system: String,
+    /// Its number there.
+    pub inode: u64,
+    /// Bytes; nothing of the file that the guest writes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// When it was last changed; nothing of the file that the guest writes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Timestamp>,
 }
 
 /// Memory, TPM state, firmware variables.

@@ -19,6 +19,7 @@ use crate::ids::BlobId;
 use crate::index::run::Place;
 use crate::keys::IdKeys;
 use crate::leaves::leaves;
+pub use crate::leaves::most;
 use crate::manifest::Image;
 use crate::tree::chunks;
 use crate::vault::Vault;
@@ -32,6 +33,8 @@ const GAP: u64 = 64 << 10;
 /// Fetches in flight.
 const IN_FLIGHT: usize = 4;
 const LOOK_UPS: usize = 32;
+/// Lost ranges that an error names.
+const SHOWN: usize = 8;
 
 /// Where an image is written to.
 #[async_trait]
@@ -99,21 +102,39 @@ pub async fn read_image(
         }
         report.lost.extend(leaves.lost.into_iter().map(bytes_of));
         read_chunks(vault, ids, fetcher, leaf_kind, image.size, leaves.chunks, sink, &mut report).await?;
-        if !partial && let Some(first) = report.lost.first() {
-            let lost =
-                report.lost.iter().map(|range| (range.end - range.start).div_ceil(u64::from(CHUNK))).sum();
-            return Err(VaultError::Lost { lost, first: format!("bytes {}..{}", first.start, first.end) });
+        if !partial && !report.lost.is_empty() {
+            let chunks = |range: &Range<u64>| (range.end - range.start).div_ceil(u64::from(CHUNK));
+            let lost = report.lost.iter().map(chunks).sum();
+            report.join();
+            return Err(VaultError::Lost { lost, first: words(&report.lost) });
         }
     }
-    report.lost.sort_by_key(|range| range.start);
-    report.lost.dedup_by(|next, last| {
-        let touches = last.end == next.start;
-        if touches {
-            last.end = next.end;
-        }
-        touches
-    });
+    report.join();
     Ok(report)
+}
+
+impl ReadReport {
+    /// Puts what is lost into order, and neighbours together.
+    fn join(&mut self) {
+        self.lost.sort_by_key(|range| range.start);
+        self.lost.dedup_by(|next, last| {
+            let touches = last.end == next.start;
+            if touches {
+                last.end = next.end;
+            }
+            touches
+        });
+    }
+}
+
+/// Ranges of bytes, for people: the first of them, and how many more there are.
+fn words(ranges: &[Range<u64>]) -> String {
+    let shown = ranges.iter().take(SHOWN).map(|range| format!("{}..{}", range.start, range.end));
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match ranges.len().saturating_sub(SHOWN) {
+        0 => format!("bytes {shown}"),
+        more => format!("bytes {shown}, and {more} ranges more"),
+    }
 }
 
 /// Reads chunks of an image of this size into a sink, in the order of packs. Those that are lost are told in the report.

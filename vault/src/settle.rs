@@ -16,9 +16,10 @@ use crate::fetch::Fetcher;
 use crate::ids::BackupId;
 use crate::index::Index;
 use crate::lease::{Holder, Lease};
-use crate::names::MarkKind;
+use crate::names::{MarkKind, ObjectName};
 use crate::vault::Vault;
 use crate::walk::{Judge, Walk};
+use crate::write::Prepared;
 
 /// How a settlement ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,24 @@ pub async fn settle(
     let settled = Box::pin(under(vault, backup, &lease, holder, folder)).await;
     lease.end().await?;
     settled
+}
+
+/// Commits what was prepared by a session whose lease is over, and settles it: puts the manifest, with the bytes that any put of
+/// it has, and looks at everything that it needs.
+///
+/// # Errors
+/// As [`settle`].
+pub async fn commit(
+    vault: &Vault,
+    prepared: &Prepared,
+    holder: &Holder,
+    folder: Option<&Path>,
+) -> Result<Settled, VaultError> {
+    let ObjectName::Manifest(_, backup, _) = &prepared.name else {
+        return Err(VaultError::Contract("what is committed is no manifest".into()));
+    };
+    vault.put(&prepared.name, prepared.object.clone()).await?;
+    Box::pin(settle(vault, *backup, holder, folder)).await
 }
 
 async fn under(

@@ -211,11 +211,9 @@ pub(crate) fn manifest(session: &Session, written: &Written) -> Manifest {
 pub(crate) fn manifest_of(session: &Session, backup: BackupId, written: &Written) -> Manifest {
     let mut manifest = session.manifest(backup, Timestamp::UNIX_EPOCH);
     manifest.disks.push(Disk {
-        target: "vda".into(),
-        image: written.image,
-        source_format: "raw".into(),
         dirty: written.read,
         stored: written.stored,
+        ..Disk::new("vda", written.image, "raw")
     });
     manifest
 }

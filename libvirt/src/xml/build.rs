@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::tree::{Element, XmlError};
+use super::tree::{Document, Element, XmlError};
 
 fn text_child(parent: &mut Element, name: &str, text: Option<&str>) -> Result<(), XmlError> {
     if let Some(text) = text {
@@ -179,6 +179,17 @@ pub struct BackupXml {
 }
 
 impl BackupXml {
+    /// The scratch files that a job's description names, as libvirt gives it back.
+    ///
+    /// # Errors
+    /// When it is no XML.
+    pub fn scratch_files(text: &str) -> Result<Vec<String>, XmlError> {
+        let job = Document::parse(text)?;
+        let disks = job.root().child("disks").into_iter().flat_map(|disks| disks.children_named("disk"));
+        let file = |disk: &Element| disk.at(&["scratch"])?.attr("file").map(str::to_owned);
+        Ok(disks.filter_map(file).collect())
+    }
+
     /// The description.
     ///
     /// # Errors

@@ -58,6 +58,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Where it is, for messages: never with a password.
     fn place(&self) -> &str;
+
+    /// Whether its address still leads there. One that holds on to what it has found must be opened anew when something else is
+    /// there by now: a folder that was moved away, or a file system that was unmounted.
+    async fn stands(&self) -> bool {
+        true
+    }
 }
 
 /// An object in a list.

@@ -14,7 +14,6 @@
 
 mod one;
 mod original;
-mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::original::Original;
-use super::secrets::secret;
 use super::{Amount, Fate, Options, Origin, Refusal, Standing};
 use crate::backups::{Backup, Backups};
 use crate::blob::BlobType;
@@ -13,6 +12,7 @@ use crate::header::{CHUNK, FORMAT};
 use crate::ids::{BackupId, LeaseId};
 use crate::manifest::{Image, Manifest};
 use crate::names::MarkKind;
+use crate::secrets::secret;
 use crate::settle::{Settled, settle};
 use crate::tree::Tree;
 use crate::vault::Vault;

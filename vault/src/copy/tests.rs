@@ -66,13 +66,11 @@ async fn commit(
             let written = session.write_image(&mut parts, bytes.len() as u64, kind, None).await.unwrap();
             let (name, image) = ((*name).to_owned(), written.image);
             if kind == BlobType::Data {
-                let source_format = "raw".into();
+                let source_format = "raw";
                 made.disks.push(Disk {
-                    target: name,
-                    image,
-                    source_format,
                     dirty: 77,
                     stored: written.stored,
+                    ..Disk::new(name, image, source_format)
                 });
             } else {
                 made.streams.push(Stream { name, image });

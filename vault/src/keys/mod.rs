@@ -1,7 +1,7 @@
 //! Everything that a vault keeps secret or proves with a key (`FORMAT.md`, §4).
 //!
 //! ```text
-//! master ──┬── work ──┬── ids of each type (with `--separate`, of each domain)
+//! master ──┬── work ──┬── ids of each type (or of each domain, where domains share nothing)
 //!          │          ├── blobs, boxes of each kind, masks, the header's hash
 //!          │          └── (in a vault without encryption all of these come from the vault's id)
 //!          └── the seed for signatures

@@ -7,6 +7,7 @@
 mod extents;
 mod image;
 pub(crate) mod resume;
+mod sample;
 pub(crate) mod store;
 
 use std::collections::{BTreeMap, HashSet};
@@ -26,7 +27,7 @@ use crate::blob::BlobType;
 use crate::codec;
 use crate::error::VaultError;
 use crate::fetch::Fetcher;
-use crate::header::{CHUNK, FORMAT};
+use crate::header::{CHUNK, Cipher, FORMAT};
 use crate::ids::{BackupId, BlobId, DomainId, LeaseId, RunId};
 use crate::index::Index;
 use crate::keys::IdKeys;
@@ -76,6 +77,9 @@ pub struct Session {
     index: Arc<Index>,
     backups: Backups,
     bad: HashSet<BlobId>,
+    /// Whether something that the manifest needs may be damaged in a way that was known before: it was written by a session
+    /// that is gone, or has not been written again since it was found.
+    doubtful: bool,
     store: Store,
     holder: Holder,
     /// Whether an image was not written to its end: blobs count as there that were never put.
@@ -180,13 +184,38 @@ impl Session {
         }
         let holder = options.holder;
         let vault = vault.clone();
-        Ok(Self { vault, domain, ids, lease, fetcher, index, backups, bad, store, holder, torn: false })
+        let doubtful = resumed;
+        Ok(Self {
+            vault,
+            domain,
+            ids,
+            lease,
+            fetcher,
+            index,
+            backups,
+            bad,
+            doubtful,
+            store,
+            holder,
+            torn: false,
+        })
+    }
+
+    /// Who writes down from now on what must be known before it is put.
+    pub fn log_to(&mut self, log: Arc<dyn Log>) {
+        self.store.log_to(log);
     }
 
     /// Its lease.
     #[must_use]
     pub fn lease(&self) -> LeaseId {
         self.lease.id()
+    }
+
+    /// Whether the vault is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.vault.header().cipher != Cipher::None
     }
 
     /// The keys of its ids.
@@ -299,8 +328,8 @@ impl Session {
         Box::pin(self.store.merge()).await?;
         self.index.refresh_damage().await?;
         let now = self.index.damaged_ids();
-        if !now.is_subset(&self.bad) {
-            self.bad = now;
+        if self.doubtful || !now.is_subset(&self.bad) {
+            (self.bad, self.doubtful) = (now, true);
             let mut hurt = BTreeMap::new();
             for (name, _, image) in manifest.images() {
                 match Box::pin(self.positions(image.tree())).await? {
@@ -312,6 +341,7 @@ impl Session {
             if !hurt.is_empty() {
                 return Ok(Readiness::Damaged(hurt));
             }
+            self.doubtful = false;
         }
         if self.lease.is_revoked().await? {
             return Ok(Readiness::Revoked);
@@ -336,6 +366,15 @@ impl Session {
         let mark = Mark::new(Timestamp::now(), &self.holder.host);
         backups::put_mark(&self.vault, *backup, MarkKind::Checked, &mark).await?;
         Ok(Outcome::Checked)
+    }
+
+    /// Makes all that was written so far durable: an image that was written to its end need not be written again by whoever
+    /// goes on with this session.
+    ///
+    /// # Errors
+    /// What the backend could not do.
+    pub async fn make_durable(&mut self) -> Result<(), VaultError> {
+        Box::pin(self.store.flush()).await
     }
 
     /// Makes what was put count although no backup comes of it, so that whoever begins next has no need to put it again. Only

@@ -113,6 +113,11 @@ impl Store {
         }
     }
 
+    /// See [`super::Session::log_to`].
+    pub(crate) fn log_to(&mut self, log: Arc<dyn Log>) {
+        self.log = log;
+    }
+
     /// Takes on that a blob will be added; no if it was, and is not yet in a run.
     pub(crate) fn claim(&mut self, id: BlobId) -> bool {
         self.claimed.insert(id)

@@ -385,6 +385,36 @@ async fn damage_that_is_found_while_a_backup_reuses_it_is_written_again_before_t
 }
 
 #[tokio::test]
+async fn damage_that_is_found_between_a_session_and_the_one_that_goes_on_is_not_committed() {
+    let bench = Bench::new(false).await;
+    let image = noise(1, 40 * C);
+    bench.full(&image).await;
+    let mut session = bench.session().await;
+    let source = &mut Parts::new(vec![data(&image)]);
+    let written = session.write_image(source, image.len() as u64, BlobType::Data, None).await.unwrap();
+    session.make_durable().await.unwrap();
+    let lease = session.lease();
+    let id = session.ids().id(BlobType::Data, &image[7 * C..8 * C]);
+    let place = session.index().usable(BlobType::Data, id).await.unwrap().unwrap();
+    drop(session);
+    let bad = BadPlace { pack: place.pack, offset: place.offset, id };
+    report_damage(&bench.vault, vec![bad]).await.unwrap();
+
+    let options = Options { resume: Some(Resume { lease, in_flight: Vec::new() }), ..Options::default() };
+    let mut session = Session::begin(&bench.vault, DOMAIN, options).await.unwrap();
+    // Not even when it is told so, and nothing was written again.
+    for _ in 0..2 {
+        let ready = session.prepare(&manifest(&session, &written)).await.unwrap();
+        assert!(matches!(ready, Readiness::Damaged(_)), "{ready:?}");
+    }
+    let source = &mut Parts::new(vec![data(&image)]);
+    let written = session.write_image(source, image.len() as u64, BlobType::Data, None).await.unwrap();
+    assert_eq!(written.new, C as u64);
+    let (_, prepared) = prepare(&mut session, &written).await;
+    assert_eq!(session.commit(&prepared).await.unwrap(), Outcome::Checked);
+}
+
+#[tokio::test]
 async fn with_a_damaged_node_the_parent_is_refused_or_the_writing_ends_and_a_full_heals_all() {
     let bench = Bench::new(true).await;
     let image = noise(1, 200 * C);

@@ -22,7 +22,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -50,6 +50,7 @@ pub struct Local {
 
 #[derive(Debug)]
 struct Inner {
+    path: PathBuf,
     place: String,
     root: OwnedFd,
     syncs: Syncs,
@@ -96,7 +97,7 @@ impl Local {
         if let Some(cached) = mounts::cached(&root).map_err(failed)? {
             cached.admit(&place, options.several_hosts)?;
         }
-        Ok(Self { inner: Arc::new(Inner { place, root, syncs: Syncs::default() }) })
+        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), place, root, syncs: Syncs::default() }) })
     }
 
     async fn run<T: Send + 'static>(
@@ -145,6 +146,10 @@ impl Backend for Local {
     fn place(&self) -> &str {
         &self.inner.place
     }
+
+    async fn stands(&self) -> bool {
+        self.run("", |inner, _| Ok(inner.stands())).await.unwrap_or(false)
+    }
 }
 
 impl Inner {
@@ -167,6 +172,12 @@ impl Inner {
 
     fn folder(&self, path: &str) -> Outcome<OwnedFd> {
         self.beneath(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    fn stands(&self) -> bool {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let there = rustix::fs::open(&self.path, flags, Mode::empty()).and_then(|there| Identity::of(&there));
+        matches!((there, Identity::of(&self.root)), (Ok(there), Ok(own)) if there == own)
     }
 
     /// In a root that was removed everything is absent: that is no certain answer.
