@@ -7,7 +7,7 @@ use vmkeep_workflow::JobId;
 
 use crate::hypervisor::Target;
 use crate::manifest::folder::MEMORY;
-use crate::restore::fetch::aside;
+use crate::restore::place::aside;
 use crate::snapshot::disk::{overlay_path, state_path};
 
 fn shipped(name: &str) -> PathBuf {

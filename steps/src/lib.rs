@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod apparmor;
+pub mod backup;
 mod blocking;
 pub mod codes;
 pub mod deletion;
@@ -20,4 +21,5 @@ pub mod simulation;
 pub mod snapshot;
 pub mod text;
 pub(crate) mod tpm;
+pub mod vaults;
 pub mod workflows;

@@ -2,8 +2,9 @@
 //!
 //! A code is stable for ever: it is the exit status of the command line, it appears in the API, in the journal and in
 //! the directory. 0 to 48 keep the numbers and the names (spelling included) of stoney conductor's backup daemon, where
-//! 14 was never assigned; those of vmkeep are 63 to 124. Numbers in between stay free: shells use some of 1 to 62
-//! in their own ways, and above 124 are those of `timeout` and of signals.
+//! 14 was never assigned; those of vmkeep are 63 to 124, and those of vaults 193 and up, of backups into them 220 and up. Numbers in between stay free: shells
+//! use some of 1 to 62 in their own ways, and 125 to 192 are those of `timeout`, of programs that could not be started, and of
+//! signals.
 //!
 //! Every code has a cause and a remedy. The page for people, `docs/errors.md`, is made from this table ([`page`]) and a
 //! test fails when it drifts.
@@ -12,11 +13,15 @@ mod original;
 mod ours;
 #[cfg(test)]
 mod provoked;
+mod pulls;
+mod vaults;
 
 use std::fmt::Write as _;
 
 pub use original::*;
 pub use ours::*;
+pub use pulls::*;
+pub use vaults::*;
 use vmkeep_workflow::Code;
 
 /// What is known about a code.
@@ -52,7 +57,7 @@ use codes;
 
 /// All codes in the order of their numbers.
 pub fn all() -> impl Iterator<Item = &'static Entry> {
-    original::ORIGINAL.iter().chain(ours::OURS)
+    original::ORIGINAL.iter().chain(ours::OURS).chain(vaults::VAULTS).chain(pulls::PULLS)
 }
 
 /// What is known about a code.
@@ -76,7 +81,13 @@ pub fn page() -> String {
          never changes its meaning.\nThis page is made from `steps/src/codes`; `vmkeep explain` tells what happened \
          in one job.\n",
     );
-    for (title, table) in [("From 0 to 48", original::ORIGINAL), ("From 63 to 124", ours::OURS)] {
+    let parts = [
+        ("From 0 to 48", original::ORIGINAL),
+        ("From 63 to 124", ours::OURS),
+        ("From 193 on: vaults", vaults::VAULTS),
+        ("From 220 on: backups into vaults", pulls::PULLS),
+    ];
+    for (title, table) in parts {
         let _ = write!(page, "\n## {title}\n");
         for entry in table {
             let _ = write!(
@@ -106,7 +117,8 @@ mod tests {
     fn numbers_are_in_range_ascending_and_unique() {
         let numbers: Vec<u16> = all().map(|entry| entry.code.0).collect();
         assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
-        assert!(numbers.iter().all(|n| (0..=48).contains(n) || (63..=124).contains(n)), "{numbers:?}");
+        let free = |n: &u16| !(0..=48).contains(n) && !(63..=124).contains(n) && !(193..=255).contains(n);
+        assert!(!numbers.iter().any(free), "{numbers:?}");
         assert!(!numbers.contains(&14), "14 was never assigned");
         assert_eq!(original::ORIGINAL.len(), 48);
     }

@@ -34,10 +34,15 @@ const ACT: &str = "steps/src/snapshot/tests/act.rs";
 const WAY_BACK: &str = "steps/src/snapshot/tests/way_back.rs";
 const PLAN: &str = "steps/src/workflows/snapshot/tests.rs";
 const RESTORE: &str = "steps/src/restore/tests/mod.rs";
-const FETCH: &str = "steps/src/restore/fetch/tests.rs";
+const FROM_VAULT: &str = "steps/src/restore/from_vault/tests/refused.rs";
+const FETCH: &str = "steps/src/restore/place/tests.rs";
 const SAVE: &str = "steps/src/save/tests.rs";
 const STATE: &str = "steps/src/save/keep.rs";
 const KEPT: &str = "steps/src/inplace/keep.rs";
+const VAULTS: &str = "host/src/vaults/tests.rs";
+const VAULT: &str = "host/tests/vault/main.rs";
+const VAULT_KEYS: &str = "host/tests/vault/keys.rs";
+const VAULT_REFUSALS: &str = "host/tests/vault/refusals.rs";
 const HYPERVISOR: &str = "steps/src/hypervisor/error.rs";
 
 /// The test that provokes a code: its file (below [`E2E`] if it has no folder) and its name.
@@ -77,6 +82,7 @@ const PROVOKED: &[(Code, &str, &str)] = &[
     (CORRUPT_DISK_IMAGE_FOUND, "weaknesses.rs", "weakness_04_nothing_older_goes_before_every_file_of_the_newer_is_there_and_verified"),
     (UNSUPPORTED_CONFIGURATION_PARAMETER, DAEMON, "what_makes_no_sense_ends_the_daemon_with_its_code_before_anything_is_made"),
     (CANNOT_MOVE_DISK_IMAGE_TO_ORIGINAL_LOCATION, FETCH, "an_image_that_cannot_be_given_its_name_leaves_the_old_one_alone"),
+    (BACKUP_NOT_SURE, FROM_VAULT, "a_backup_that_nobody_answers_for_is_restored_only_if_that_is_asked_for"),
     (CANNOT_DEFINE_MACHINE, RESTORE, "whichever_call_fails_everything_is_taken_back"),
     (CANNOT_START_MACHINE, RESTORE, "whichever_call_fails_everything_is_taken_back"),
     (CANNOT_WORK_ON_UNDEFINED_OBJECT, KEPT, "a_machine_that_is_not_kept_and_one_whose_record_is_damaged_are_told_apart"),
@@ -147,6 +153,24 @@ const PROVOKED: &[(Code, &str, &str)] = &[
     (CANNOT_BRING_TO_REST, "in_place.rs", "a_guest_that_cannot_shut_down_is_left_alone_unless_the_plug_may_be_pulled"),
     (DEFINITION_NOT_TRUSTED, "in_place.rs", "a_backup_folder_alone_is_enough_on_another_host"),
     (STORE_UNAVAILABLE, DAEMON, "a_store_that_cannot_be_reached_is_not_called_damaged"),
+    (VAULT_UNREACHABLE, VAULT_REFUSALS, "a_place_without_a_vault_and_a_place_with_one_are_told_apart"),
+    (VAULT_DENIED, VAULTS, "each_failure_of_a_vaults_place_has_a_code_of_its_own"),
+    (VAULT_UNFIT, VAULTS, "each_failure_of_a_vaults_place_has_a_code_of_its_own"),
+    (NO_VAULT, VAULT_REFUSALS, "a_place_without_a_vault_and_a_place_with_one_are_told_apart"),
+    (VAULT_EXISTS, VAULT_REFUSALS, "a_place_without_a_vault_and_a_place_with_one_are_told_apart"),
+    (VAULT_EXCHANGED, VAULT_REFUSALS, "a_vault_that_was_exchanged_is_refused_until_its_header_is_back_or_it_is_forgotten"),
+    (VAULT_KEY_WRONG, VAULT_KEYS, "a_vault_is_attached_from_another_host_by_its_key_and_by_no_other"),
+    (VAULT_KEY_REFUSED, VAULT_KEYS, "a_recovery_key_that_is_never_confirmed_leaves_nothing"),
+    (VAULT_TOO_NEW, VAULT_REFUSALS, "a_vault_that_was_exchanged_is_refused_until_its_header_is_back_or_it_is_forgotten"),
+    (VAULT_MAY_NOT, VAULT_KEYS, "keys_are_added_and_removed_and_the_words_open_what_no_key_opens"),
+    (VAULT_DAMAGED, VAULT, "a_damaged_backup_is_named_and_healed_from_its_copy_under_another_key"),
+    (VAULT_BUSY, VAULT_REFUSALS, "a_collection_goes_away_while_another_is_at_work_and_comes_again_when_that_is_given_up"),
+    (VAULT_COPY_REFUSED, VAULT_REFUSALS, "nothing_is_copied_onto_itself_or_into_the_open_by_mistake"),
+    (CANNOT_BEGIN_PULL, "vault.rs", "a_backup_job_that_qemu_refuses_leaves_nothing_and_is_not_begun_twice"),
+    (POINT_IN_TIME_LOST, "vault.rs", "a_guest_that_is_shut_down_in_the_middle_loses_only_the_backup"),
+    (SCRATCH_RAN_LOW, "vault.rs", "a_backup_is_ended_while_there_is_still_room_for_what_the_guest_overwrites"),
+    (PLAINTEXT_REFUSED, "vault.rs", "a_secret_goes_only_into_an_encrypted_vault_unless_that_is_allowed"),
+    (CANNOT_END_PULL, "vault.rs", "a_backup_job_of_a_qemu_that_does_not_answer_is_ended_when_it_does"),
 ];
 
 fn sources() -> PathBuf {

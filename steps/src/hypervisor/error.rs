@@ -42,10 +42,15 @@ pub enum Trouble {
     OwnerRefused,
     /// A file cannot be given its mode.
     ModeRefused,
+    /// A bitmap is missing, or cannot be relied upon.
+    BitmapUnusable,
     /// Input or output failed.
     Io,
     /// The hypervisor's daemon says that the domain is off, and its QEMU runs.
     Forgotten,
+    /// The hypervisor's daemon says that a job goes on of which it knows nothing, and lets nobody work on the domain: it was
+    /// killed while it began a backup.
+    JobLost,
     /// Anything else that it refused.
     Refused,
 }

@@ -23,6 +23,7 @@ pub mod fake;
 mod local;
 mod marker;
 mod observation;
+mod pull;
 mod standstill;
 mod storage;
 
@@ -41,6 +42,7 @@ pub use observation::{
     BlockJob, BlockJobKind, Control, DomainId, DomainJob, DomainRef, FreezeState, Mirror, Observation,
     PauseReason, Qemu, QemuDisk, RunState, Target,
 };
+pub use pull::{EXPORT_BITMAP, Pull, PullDisk, Pulling};
 pub use standstill::{InHand, Standstills};
 pub use storage::{Bitmap, FileId, Image, OverlaySpec, Space, Storage};
 
@@ -202,7 +204,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Makes durable whatever libvirt itself has written to its definitions so far.
     async fn sync_definitions(&self) -> HvResult<()>;
 
-    /// Writes this store's marker into the domain: the live definition if it runs, and the persistent one.
+    /// Writes this store's marker into each definition that there is: the live one if it runs, and the persistent one.
     async fn set_marker(&self, domain: &DomainId, marker: &Marker) -> HvResult<()>;
 
     /// Writes the marker's [`Hold`] into the live definition only: a hold ends with the guest. Survives libvirtd, not a
@@ -354,6 +356,34 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Gives libvirt such a checkpoint back. `Ok` if it has one of that name.
     async fn give_checkpoint(&self, _domain: &DomainId, _name: &str, _xml: &str) -> HvResult<()> {
         not_here("give a checkpoint back")
+    }
+
+    /// The folder in which the QEMU of a running domain may make a socket, and which goes with it.
+    async fn socket_folder(&self, _domain: &DomainId) -> HvResult<PathBuf> {
+        not_here("say where a domain's sockets are")
+    }
+
+    /// Begins a pull: all its disks, and its checkpoint, at one instant. Returns when every export is there. It ends with
+    /// [`Hypervisor::abort_domain_job`]. An error after QEMU has begun leaves parts of it, and perhaps the checkpoint: it is in
+    /// doubt, and [`Hypervisor::pulling`] tells. [`Trouble::BitmapUnusable`]: nothing was begun.
+    async fn pull_begin(&self, _domain: &DomainId, _pull: &Pull) -> HvResult<()> {
+        not_here("begin a pull")
+    }
+
+    /// What is seen of pulls, libvirt's and QEMU's; nothing at all of a domain that is off.
+    async fn pulling(&self, _domain: &DomainId) -> HvResult<Pulling> {
+        not_here("look at pulls")
+    }
+
+    /// Ends in QEMU itself what libvirt no longer knows of a pull: block jobs of backups, exports, the server and the scratch
+    /// files. `Ok` if there is nothing.
+    async fn pull_clean(&self, _domain: &DomainId, _scratch: &[PathBuf]) -> HvResult<()> {
+        not_here("clean up after a pull")
+    }
+
+    /// Deletes a checkpoint with its bitmaps; where a bitmap is lacking only libvirt's record. `Ok` if there is none.
+    async fn delete_checkpoint(&self, _domain: &DomainId, _name: &str) -> HvResult<()> {
+        not_here("delete a checkpoint")
     }
 
     /// The definition with this marker in it.

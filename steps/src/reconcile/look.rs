@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use vmkeep_workflow::JobSummary;
+use vmkeep_workflow::{JobStatus, JobSummary};
 
 use super::uses::Uses;
 use super::{Leftover, Owner, What};
-use crate::hypervisor::{Hold, HvError, Layer, Marker, Observation, RunState, Trouble};
+use crate::backup::forget::checkpoint_job;
+use crate::hypervisor::{FileId, Hold, HvError, Layer, Marker, Observation, RunState, Trouble};
 use crate::image::root::TargetRoot;
 use crate::manifest::catalogue::{Entry, Met, walk};
 use crate::snapshot::World;
-use crate::snapshot::disk::{overlay_job, state_job};
+use crate::snapshot::disk::{overlay_job, scratch_job, state_job};
 use crate::snapshot::safety::holds;
 
 /// Where to look.
@@ -19,7 +20,7 @@ use crate::snapshot::safety::holds;
 pub struct Look {
     /// The store of this daemon.
     pub store: String,
-    /// Folders with overlays besides those of the domains' images.
+    /// Folders with overlays or scratch files besides those of the domains' images.
     pub overlays: Vec<PathBuf>,
     /// The RAM disk for guests' states.
     pub ram_disk: Option<PathBuf>,
@@ -113,10 +114,19 @@ impl Look {
             let owner = job.map_or(Owner::NotOurs, |job| Owner::of(&job, jobs));
             found.push(left(What::BlockJob { domain: domain(), disk: disk.target.to_string() }, owner));
         }
-        // No job of this program makes any.
-        let checkpoint =
-            |name: &String| left(What::Checkpoint { domain: domain(), name: name.clone() }, Owner::NotOurs);
-        found.extend(seen.checkpoints.iter().map(checkpoint));
+        for path in seen.qemu.iter().flat_map(|qemu| &qemu.open) {
+            if let Some(job) = scratch_job(path) {
+                found.push(left(What::Pull { domain: domain(), path: path.clone() }, Owner::of(job, jobs)));
+            }
+        }
+        for name in &seen.checkpoints {
+            let owner = checkpoint_job(name).map_or(Owner::NotOurs, |job| Owner::of(&job, jobs));
+            // The next backup is to begin with that of one that was made.
+            let stays = |owner: &Owner| matches!(owner, Owner::Over { status: JobStatus::Succeeded, .. });
+            if !stays(&owner) {
+                found.push(left(What::Checkpoint { domain: domain(), name: name.clone() }, owner));
+            }
+        }
         found
     }
 
@@ -130,6 +140,12 @@ impl Look {
         let mut folders = uses.folders();
         folders.extend(self.overlays.iter().cloned());
         let mut found = Vec::new();
+        for path in folders.iter().flat_map(|folder| named(folder, scratch_job)).collect::<BTreeSet<_>>() {
+            let Ok(data) = path.symlink_metadata() else { continue };
+            let owner = scratch_job(&path).map_or(Owner::NotOurs, |job| Owner::of(job, jobs));
+            let users = uses.users(&path);
+            found.push(Leftover { what: What::Scratch { path, id: FileId::of(&data) }, owner, users });
+        }
         for path in folders.iter().flat_map(|folder| named(folder, overlay_job)).collect::<BTreeSet<_>>() {
             let layer = Layer { path: path.clone(), format: "qcow2".to_owned() };
             let owner = overlay_job(&path).map_or(Owner::NotOurs, |job| Owner::of(job, jobs));

@@ -119,6 +119,20 @@ pub enum What {
         /// Whether it holds nothing.
         empty: bool,
     },
+    /// What a guest overwrote while it was backed up.
+    Scratch {
+        /// Where.
+        path: PathBuf,
+        /// Which file.
+        id: FileId,
+    },
+    /// A backup job of ours on a domain that runs: what it overwrites goes into this file first.
+    Pull {
+        /// The domain.
+        domain: DomainRef,
+        /// The scratch file.
+        path: PathBuf,
+    },
     /// A guest's state on the RAM disk.
     State(PathBuf),
     /// A folder below a root that has not become a backup.
@@ -174,6 +188,15 @@ pub enum Sweep {
         /// Which file.
         id: FileId,
     },
+    /// Remove a scratch file that no process has open.
+    Scratch {
+        /// Where.
+        path: PathBuf,
+        /// Which file.
+        id: FileId,
+    },
+    /// End the backup job that this scratch file belongs to.
+    Pull(PathBuf),
     /// Remove a folder that has not become a backup, and the copies in it.
     Folder(PathBuf),
 }
@@ -192,6 +215,8 @@ impl Leftover {
             What::Overlay { path, id, empty: true } => {
                 (domain, Sweep::Overlay { path: path.clone(), id: *id })
             }
+            What::Scratch { path, id } => (domain, Sweep::Scratch { path: path.clone(), id: *id }),
+            What::Pull { domain, path } => (domain, Sweep::Pull(path.clone())),
             What::Unpublished(path) => (domain, Sweep::Folder(path.clone())),
             _ => return None,
         };
@@ -205,6 +230,12 @@ impl Leftover {
             What::Overlay { path, empty, .. } => {
                 let holds = if *empty { "holds nothing" } else { "holds data" };
                 format!("the overlay {}, which {holds}", path.display())
+            }
+            What::Scratch { path, .. } => {
+                format!("the scratch file {}, with what a guest has overwritten", path.display())
+            }
+            What::Pull { domain, path } => {
+                format!("a backup job on {}, which writes to {}", domain.name, path.display())
             }
             What::State(path) => format!("the saved memory {}", path.display()),
             What::Unpublished(path) => format!("the folder {}, which is no backup", path.display()),
@@ -246,6 +277,11 @@ impl Leftover {
                 domain.id,
                 path.display()
             ),
+            (_, What::Pull { domain, .. }) if self.sweep().is_none() => format!(
+                "If no other vmkeep backs it up: virsh domjobabort {0}, and virsh resume {0} if the guest is paused",
+                domain.id
+            ),
+            (_, What::Checkpoint { .. }) => "The next backup into its vault deletes it".to_owned(),
             _ if self.sweep().is_some() => "vmkeep doctor --repair".to_owned(),
             (_, What::Overlay { path, .. }) => format!(
                 "Find out what it holds, and which domain's it was (qemu-img info -U {}), before removing it",

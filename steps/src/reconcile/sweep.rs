@@ -16,12 +16,14 @@ use vmkeep_workflow::{Code, EventStore, Fault, JobId, JobSummary, Step, StepCont
 use super::look::domains;
 use super::uses::{Uses, open_by};
 use super::{Owner, Sweep};
+use crate::backup::end::end;
 use crate::codes;
 use crate::hypervisor::{DomainRef, FileId, Layer, Marker, Observation};
 use crate::image::root::{Component, Folder, RelPath, RootError};
 use crate::manifest::folder::{
     DEFINITION, LIVE_DEFINITION, MANIFEST, NEW, NVRAM, TPM_PREFIX, WITHDRAWN, job_of,
 };
+use crate::snapshot::disk::scratch_job;
 use crate::snapshot::safety::{Release, release};
 use crate::snapshot::{Places, World, not_looked};
 
@@ -102,6 +104,8 @@ impl Step for SweepLeftover {
             Sweep::Free => self.free(&input).await,
             Sweep::Unmark => self.unmark(&input).await,
             Sweep::Overlay { path, id } => self.overlay(&input, path, *id).await,
+            Sweep::Scratch { path, id } => self.scratch(&input, path, *id).await,
+            Sweep::Pull(path) => self.pull(&input, path).await,
             Sweep::Folder(path) => self.folder(&input, path).await,
         }
     }
@@ -145,6 +149,31 @@ impl SweepLeftover {
         }
         let cleared = self.world.hypervisor.clear_marker(&input.domain.id).await;
         cleared.map_err(|e| e.fault(codes::CANNOT_LOCK_MACHINE, "remove the note", &input.domain.name))?;
+        Ok(DONE)
+    }
+
+    /// What was overwritten is of no use to anybody once the point in time is gone.
+    async fn scratch(&self, input: &SweepInput, path: &Path, id: FileId) -> Result<SweepOutput, Fault> {
+        let object = path.display().to_string();
+        if scratch_job(path) != Some(input.of.short().as_str()) {
+            return Ok(stays("its name is not that of a scratch file of the job"));
+        }
+        let open = crate::blocking::run(move || open_by(id)).await;
+        let open = open.map_err(|e| Fault::permanent(Code::UNDEFINED, DOING, &object, e))?;
+        if let Some(process) = open.first() {
+            return Ok(stays(format!("{process} has it open")));
+        }
+        let removed = self.world.storage.remove(path, id).await;
+        let removed = removed.map_err(|e| e.fault(codes::CANNOT_REMOVE_FILE, DOING, &object))?;
+        Ok(if removed { DONE } else { GONE })
+    }
+
+    async fn pull(&self, input: &SweepInput, path: &Path) -> Result<SweepOutput, Fault> {
+        if scratch_job(path) != Some(input.of.short().as_str()) {
+            return Ok(stays("its name is not that of a scratch file of the job"));
+        }
+        let ended = end(&self.world, &input.domain.id, &[path.to_owned()]).await;
+        ended.map_err(|e| e.fault(codes::CANNOT_END_PULL, DOING, &input.domain.name))?;
         Ok(DONE)
     }
 

@@ -84,6 +84,10 @@ impl Workflow for Repair {
                 Sweep::Free => ("free", format!("set the guest of {} free", domain.name)),
                 Sweep::Unmark => ("unmark", format!("remove the note of job {}", of.short())),
                 Sweep::Overlay { path, .. } => ("overlay", format!("remove {}", path.display())),
+                Sweep::Scratch { path, .. } => ("scratch", format!("remove {}", path.display())),
+                Sweep::Pull(_) => {
+                    ("pull", format!("end the backup job of job {} on {}", of.short(), domain.name))
+                }
                 Sweep::Folder(path) => ("folder", format!("remove {}", path.display())),
             };
             let input = SweepInput { domain: domain.clone(), store: self.store.clone(), of, sweep };

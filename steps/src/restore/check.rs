@@ -40,6 +40,30 @@ pub(super) struct Facts {
     pub free: Vec<PathBuf>,
 }
 
+/// What a definition is compared with: the domain that a backup is of, and the disks that it holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holds<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) id: DomainId,
+    pub(crate) disks: &'a [&'a str],
+}
+
+impl Holds<'_> {
+    fn has(&self, disk: &DiskDef) -> bool {
+        self.disks.contains(&disk.target.0.as_str())
+    }
+}
+
+/// The disks that a backup in a folder holds.
+pub(crate) fn targets(manifest: &Manifest) -> Vec<&str> {
+    manifest.disks.iter().map(|disk| disk.target.as_str()).collect()
+}
+
+/// What a backup in a folder holds.
+pub(crate) fn holds<'a>(manifest: &'a Manifest, disks: &'a [&'a str]) -> Holds<'a> {
+    Holds { name: &manifest.domain.name, id: DomainId(manifest.domain.uuid), disks }
+}
+
 /// Reads the backup, and looks whether all of it is there.
 pub(crate) async fn read_backup(places: &Places, folder: &Path, outside: bool) -> Result<Stored, Fault> {
     let (places, path) = (places.clone(), folder.to_owned());
@@ -106,8 +130,7 @@ pub(crate) async fn definition(
 
 /// Whether a definition that lay outside the roots, where anybody may have written it, may be used.
 ///
-/// A definition is a program for whoever runs the hypervisor: it names a binary to start, scripts to run, files of the
-/// host to read and to write. What a backup below a root says was written by this very program.
+/// What a backup below a root says was written by this very program.
 pub(crate) fn harmless(
     options: &RestoreOptions,
     definition: &Definition,
@@ -116,10 +139,17 @@ pub(crate) fn harmless(
     if !options.outside || options.trusted {
         return Ok(());
     }
+    let doing = "use a definition from outside the roots";
+    reaches_nowhere(doing, definition, holds(manifest, &targets(manifest)))
+}
+
+/// Whether a definition keeps to its machine: it is a program for whoever runs the hypervisor, and names a binary to start,
+/// scripts to run, files of the host to read and to write.
+pub(crate) fn reaches_nowhere(doing: &str, definition: &Definition, held: Holds<'_>) -> Result<(), Fault> {
     let mut reaches = definition.devices.reaches.clone();
     for disk in &definition.disks {
         if let DiskSource::File(path) = &disk.source
-            && manifest.disk(&disk.target.0).is_none()
+            && !held.has(disk)
         {
             reaches.push(format!("disk {} is {}", disk.target, path.display()));
         }
@@ -127,9 +157,8 @@ pub(crate) fn harmless(
     if reaches.is_empty() {
         return Ok(());
     }
-    let (doing, name) = ("use a definition from outside the roots", &manifest.domain.name);
     let cause = format!("it reaches into the host: {}", reaches.join("; "));
-    Err(Fault::permanent(codes::DEFINITION_NOT_TRUSTED, doing, name, cause)
+    Err(Fault::permanent(codes::DEFINITION_NOT_TRUSTED, doing, held.name, cause)
         .remedy("Read it; if you answer for it: `--trust-definition`"))
 }
 
@@ -161,8 +190,8 @@ fn look_fault(e: HvError, doing: &str, object: &str) -> Fault {
 }
 
 /// Whether the original is still defined here.
-pub(crate) async fn original_exists(world: &World, manifest: &Manifest) -> Result<bool, Fault> {
-    let original = DomainRef { id: DomainId(manifest.domain.uuid), name: manifest.domain.name.clone() };
+pub(crate) async fn original_exists(world: &World, held: Holds<'_>) -> Result<bool, Fault> {
+    let original = DomainRef { id: held.id, name: held.name.to_owned() };
     let found = find(world, &original).await;
     found.map(|found| found.is_some()).map_err(|e| look_fault(e, "look for the original", &original.name))
 }
@@ -172,10 +201,10 @@ pub(crate) async fn original_exists(world: &World, manifest: &Manifest) -> Resul
 /// What only reads stays, if its medium is there. What writes must not be shared with the original.
 pub(crate) async fn others(
     definition: &Definition,
-    manifest: &Manifest,
+    held: Holds<'_>,
 ) -> Result<(Vec<Target>, Vec<String>), Fault> {
     let (mut without, mut notes) = (Vec::new(), Vec::new());
-    for disk in not_in(manifest, definition) {
+    for disk in not_in(held, definition) {
         match unfit(disk).await {
             Some(why) => {
                 notes.push(format!("Disk {} was left out: {why}.", disk.target));
@@ -185,39 +214,32 @@ pub(crate) async fn others(
             None => notes.push(format!("Disk {} is the same medium that the original has.", disk.target)),
         }
     }
-    all_named(manifest, definition)?;
+    all_named(held, definition)?;
     Ok((without, notes))
 }
 
 /// Whether a guest that goes on from its memory finds all its disks again. By the definition in the memory image, and no
 /// other, are they to be counted: the one from which it would have started the next time may have more, or fewer.
-async fn finds_its_disks(definition: &Definition, manifest: &Manifest) -> Result<(), Fault> {
-    for disk in not_in(manifest, definition) {
+async fn finds_its_disks(definition: &Definition, held: Holds<'_>) -> Result<(), Fault> {
+    for disk in not_in(held, definition) {
         let Some(why) = unfit(disk).await else { continue };
         let cause =
             format!("the guest's memory expects disk {}, which is not in the backup: {why}", disk.target);
         let doing = "restore the domain with its memory";
-        return Err(
-            Fault::permanent(codes::MEMORY_INCOMPATIBLE, doing, &manifest.domain.name, cause).remedy(GO_COLD)
-        );
+        return Err(Fault::permanent(codes::MEMORY_INCOMPATIBLE, doing, held.name, cause).remedy(GO_COLD));
     }
-    all_named(manifest, definition)
+    all_named(held, definition)
 }
 
-fn not_in<'a>(manifest: &'a Manifest, definition: &'a Definition) -> impl Iterator<Item = &'a DiskDef> {
-    definition.disks.iter().filter(|disk| manifest.disk(&disk.target.0).is_none())
+fn not_in<'a>(held: Holds<'a>, definition: &'a Definition) -> impl Iterator<Item = &'a DiskDef> {
+    definition.disks.iter().filter(move |disk| !held.has(disk))
 }
 
-fn all_named(manifest: &Manifest, definition: &Definition) -> Result<(), Fault> {
-    for disk in &manifest.disks {
-        if definition.disk(&Target(disk.target.clone())).is_none() {
-            let cause = format!("the backup holds disk {}, which its definition does not have", disk.target);
-            return Err(Fault::permanent(
-                codes::MANIFEST_MISMATCH,
-                "read the backup",
-                &manifest.domain.name,
-                cause,
-            ));
+fn all_named(held: Holds<'_>, definition: &Definition) -> Result<(), Fault> {
+    for disk in held.disks {
+        if definition.disk(&Target((*disk).to_owned())).is_none() {
+            let cause = format!("the backup holds disk {disk}, which its definition does not have");
+            return Err(Fault::permanent(codes::MANIFEST_MISMATCH, "read the backup", held.name, cause));
         }
     }
     Ok(())
@@ -265,7 +287,7 @@ pub(crate) async fn memory(
     // A guest is loaded with the definition that lies in the image, whatever other one there is.
     let parsed = world.hypervisor.parse_definition(&text).map_err(|e| unknown(e.to_string()))?;
     harmless(options, &parsed, manifest)?;
-    finds_its_disks(&parsed, manifest).await?;
+    finds_its_disks(&parsed, holds(manifest, &targets(manifest))).await?;
     let here = world.hypervisor.environment().await.map_err(|e| look_fault(e, doing, &object))?;
     if let (Some(then), Some(now)) = (&manifest.host.qemu, here.get("qemu"))
         && let (Some(made), Some(present)) = (version(then), version(now))
@@ -283,6 +305,17 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()??, parts.next()??))
 }
 
+/// Room that is needed, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    pub(crate) folder: PathBuf,
+    /// That is the folder of an image of the domain's own.
+    pub(crate) own: bool,
+    /// The file, which must not be there; nothing for one that gets no name.
+    pub(crate) name: Option<Component>,
+    pub(crate) bytes: u64,
+}
+
 /// The folders that are needed, and what of them is missing; nothing may be where an image goes; and there is room.
 pub(crate) async fn room(
     places: &Places,
@@ -290,28 +323,36 @@ pub(crate) async fn room(
     images: &[ImageInput],
     memory: Option<(PathBuf, bool, u64)>,
 ) -> Result<Vec<PlaceInput>, Fault> {
-    let (places, images) = (places.clone(), images.to_vec());
-    match crate::blocking::run(move || room_now(&places, settings, &images, memory)).await {
+    let images = images.to_vec();
+    room_for(places, settings, move |places| {
+        let want = |image: &ImageInput| {
+            let (folder, name) = (image.folder.clone(), Some(image.name.clone()));
+            Ok(Want { folder, own: image.own, name, bytes: data_of(places, image)? })
+        };
+        let memory = memory.map(|(folder, own, bytes)| Ok(Want { folder, own, name: None, bytes }));
+        images.iter().map(want).chain(memory).collect()
+    })
+    .await
+}
+
+/// The same for whatever is wanted.
+pub(crate) async fn room_for(
+    places: &Places,
+    settings: RestoreSettings,
+    wants: impl FnOnce(&Places) -> Result<Vec<Want>, Fault> + Send + 'static,
+) -> Result<Vec<PlaceInput>, Fault> {
+    let places = places.clone();
+    match crate::blocking::run(move || room_now(&places, settings, wants(&places)?)).await {
         Ok(found) => found,
         Err(e) => Err(Fault::permanent(Code::UNDEFINED, "find a place for the disks", String::new(), e)),
     }
 }
 
-fn room_now(
-    places: &Places,
-    settings: RestoreSettings,
-    images: &[ImageInput],
-    memory: Option<(PathBuf, bool, u64)>,
-) -> Result<Vec<PlaceInput>, Fault> {
+fn room_now(places: &Places, settings: RestoreSettings, wants: Vec<Want>) -> Result<Vec<PlaceInput>, Fault> {
     let doing = "find a place for the disks";
     let mut found: Vec<PlaceInput> = Vec::new();
     let mut needed: BTreeMap<u64, (u64, Space, PathBuf)> = BTreeMap::new();
-    let wants = images
-        .iter()
-        .map(|image| Ok((image.folder.clone(), image.own, Some(image.name.clone()), data_of(places, image)?)))
-        .chain(memory.map(|(folder, own, bytes)| Ok((folder, own, None, bytes))));
-    for want in wants {
-        let (folder, own, name, bytes) = want?;
+    for Want { folder, own, name, bytes } in wants {
         let object = folder.display().to_string();
         let fault = |e: &RootError| place_fault(e, codes::CANNOT_WRITE_TO_BACKUP_LOCATION, doing, &object);
         let (open, missing) = match own {
@@ -395,26 +436,34 @@ impl Facts {
             Ok(_) => return Ok(Some("the backup's manifest has changed".to_owned())),
             Err(fault) => return Ok(Some(fault.to_string())),
         }
-        let doing = "look for the new domain";
-        if let Some(cause) =
-            taken(world, &self.domain).await.map_err(|e| look_fault(e, doing, &self.domain.name))?
-        {
-            return Ok(Some(cause));
-        }
-        let (places, free) = (places.clone(), self.free.clone());
-        let looked = crate::blocking::run(move || {
-            free.into_iter().find(|path| {
-                let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
-                else {
-                    return false;
-                };
-                let Ok(name) = Component::new(name) else { return false };
-                places.roots.open_folder(folder).and_then(|f| f.stat(&name)).is_ok_and(|s| s.is_some())
-            })
-        });
-        match looked.await {
-            Ok(found) => Ok(found.map(|path| format!("{} exists now", path.display()))),
-            Err(e) => Err(Fault::transient(Code::UNDEFINED, doing, String::new(), e)),
-        }
+        no_longer_free(world, places, &self.domain, &self.free).await
+    }
+}
+
+/// What has come to be there since: a domain of that name or UUID, or something at one of these paths.
+pub(crate) async fn no_longer_free(
+    world: &World,
+    places: &Places,
+    domain: &DomainRef,
+    free: &[PathBuf],
+) -> Result<Option<String>, Fault> {
+    let doing = "look for the new domain";
+    if let Some(cause) = taken(world, domain).await.map_err(|e| look_fault(e, doing, &domain.name))? {
+        return Ok(Some(cause));
+    }
+    let (places, free) = (places.clone(), free.to_vec());
+    let looked = crate::blocking::run(move || {
+        free.into_iter().find(|path| {
+            let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+            else {
+                return false;
+            };
+            let Ok(name) = Component::new(name) else { return false };
+            places.roots.open_folder(folder).and_then(|f| f.stat(&name)).is_ok_and(|s| s.is_some())
+        })
+    });
+    match looked.await {
+        Ok(found) => Ok(found.map(|path| format!("{} exists now", path.display()))),
+        Err(e) => Err(Fault::transient(Code::UNDEFINED, doing, String::new(), e)),
     }
 }

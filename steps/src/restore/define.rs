@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Class, Fault, Step, StepContext, Verdict};
 
-use super::identity::{NewDomain, StoredDefinition, rewrite};
+use super::identity::{NewDomain, Original, rewrite};
 use crate::codes;
 use crate::hypervisor::{DomainRef, HvError, HvResult, Trouble};
 use crate::snapshot::{Places, World, cannot_look, fence};
@@ -26,7 +26,7 @@ pub struct DefineDomain {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DefineInput {
     /// The definition of the original.
-    pub definition: StoredDefinition,
+    pub definition: Original,
     /// The new domain.
     pub new: NewDomain,
 }

@@ -1,23 +1,20 @@
 //! Bringing one file of a backup to its new place: checked, resumable, and never in anybody's way.
 //!
-//! The file is written beside its place under a name that holds the job's id, so whatever bears that name is ours. Its
-//! content is hashed as it is read and compared with the manifest; only then, and only if nothing has the final name,
-//! is it renamed. Between the two a note with the file's inode is stored, so after a crash the file under the final
-//! name can be told from one that somebody else put there meanwhile. Nothing is ever overwritten, and nothing is
-//! removed that is not known to be ours.
+//! The file is written beside its place, under a name that holds the job's id ([`super::place`]). Its content is hashed as
+//! it is read and compared with the manifest; only then, and only if nothing has the final name, is it renamed. Between the
+//! two a note with the file's inode is stored, so after a crash the file under the final name can be told from one that
+//! somebody else put there meanwhile.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use vmkeep_workflow::progress::Progress;
 use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
 
-use crate::blocking::touch;
+use super::place::Place;
 use crate::codes;
 use crate::image::chain::Neighbour;
 use crate::image::copy::{
@@ -25,10 +22,8 @@ use crate::image::copy::{
 };
 use crate::image::qcow2::{Format, Header};
 use crate::image::qemu_img::QemuImg;
-use crate::image::rights::{Kind, Wish};
 use crate::image::root::{Component, Folder, RelPath, RootError};
 use crate::manifest::Digest;
-use crate::snapshot::Places;
 use crate::snapshot::copy::place_fault;
 
 const DOING: &str = "restore the file";
@@ -90,40 +85,15 @@ pub(super) enum Head {
 
 /// A file on its way.
 pub(super) struct Fetch {
-    pub(super) places: Places,
     pub(super) wanted: Wanted,
-    /// The folder that it goes to.
-    pub(super) folder: PathBuf,
-    /// That is the folder of an image of the domain's own.
-    pub(super) own: bool,
-    /// Its name there; without one it keeps the name that it is written under.
-    pub(super) name: Option<Component>,
+    pub(super) place: Place,
     pub(super) head: Head,
     pub(super) bandwidth: u64,
-    pub(super) rights: Wish,
-}
-
-/// The name under which a job writes a file.
-pub(crate) fn aside(job: JobId, what: &str) -> Component {
-    let digest = blake3::hash(what.as_bytes()).to_hex();
-    Component::literal(format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16]))
-}
-
-fn same(stat: Option<&Stat>, identity: &Identity) -> bool {
-    stat.is_some_and(|stat| Identity::from_stat(stat).same_file(identity))
-}
-
-fn place(e: &RootError, object: &str) -> Fault {
-    place_fault(e, codes::CANNOT_WRITE_TO_BACKUP_LOCATION, DOING, object)
 }
 
 impl Fetch {
-    fn key(&self) -> &str {
-        self.name.as_ref().unwrap_or(&self.wanted.name).as_str()
-    }
-
     fn object(&self) -> String {
-        self.folder.join(self.key()).display().to_string()
+        self.place.object()
     }
 
     /// Does it, on a blocking thread.
@@ -144,36 +114,20 @@ impl Fetch {
     }
 
     fn work(&self, job: JobId, resume: &Stage, saved: &Stage, watch: &Watch) -> Result<Restored, Fault> {
-        let object = self.object();
-        let folder = self.places.open(&self.folder, self.own).map_err(|e| place(&e, &object))?;
-        let aside = aside(job, self.key());
-        if let Stage::Placing(restored) = saved {
-            let restored = restored.clone();
-            let named = self.name.as_ref().map_or(Ok(None), |name| folder.stat(name));
-            if same(named.map_err(|e| place(&e, &object))?.as_ref(), &restored.identity) {
-                folder.sync().map_err(|e| place(&e, &object))?;
-                return Ok(restored);
-            }
-            let written = folder.stat(&aside).map_err(|e| place(&e, &object))?;
-            if same(written.as_ref(), &restored.identity) {
-                return self.put_in_place(&folder, &aside, restored);
-            }
-        }
-        if let Some(name) = &self.name
-            && folder.stat(name).map_err(|e| place(&e, &object))?.is_some()
+        let folder = self.place.open()?;
+        let aside = self.place.aside(job);
+        if let Stage::Placing(restored) = saved
+            && self.place.finish(&folder, &aside, &restored.identity)?
         {
-            return Err(self.taken());
+            return Ok(restored.clone());
         }
+        self.place.assert_free(&folder)?;
         // An attempt that failed by itself is repeated without a probe; what it made durable still counts.
         let resume = if matches!(resume, Stage::Copying(_)) { resume } else { saved };
         let restored = self.copy(&folder, &aside, resume, watch)?;
         watch.save(&Stage::Placing(restored.clone()))?;
-        self.put_in_place(&folder, &aside, restored)
-    }
-
-    fn taken(&self) -> Fault {
-        Fault::permanent(codes::BACKUP_EXISTS, DOING, self.object(), "something of that name exists already")
-            .remedy("Choose another place: nothing is ever overwritten")
+        self.place.put(&folder, &aside)?;
+        Ok(restored)
     }
 
     fn copy(
@@ -183,7 +137,7 @@ impl Fetch {
         resume: &Stage,
         watch: &Watch,
     ) -> Result<Restored, Fault> {
-        self.not_locked_out(folder, aside)?;
+        self.place.not_locked_out(folder, aside)?;
         let source = self.open()?;
         let (header, forgets) = self.header(&source)?;
         let options = Options { header, throttle: Throttle::new(self.bandwidth), ..Options::default() };
@@ -205,7 +159,7 @@ impl Fetch {
         };
         if Digest(copied.source_hash) != self.wanted.blake3 {
             watch.save(&Stage::Nothing)?;
-            folder.remove_file(aside).map_err(|e| place(&e, &self.object()))?;
+            folder.remove_file(aside).map_err(|e| self.place.fault(&e))?;
             return Err(Fault::permanent(
                 codes::CORRUPT_DISK_IMAGE_FOUND,
                 DOING,
@@ -222,39 +176,8 @@ impl Fetch {
             true => self.free_bitmaps(folder, aside, watch)?,
             false => (copied.copy, copied.hash.into()),
         };
-        self.give_rights(folder, aside, &identity)?;
-        let name = self.name.as_ref().unwrap_or(aside);
-        Ok(Restored { path: folder.path_of(name), identity, blake3 })
-    }
-
-    /// An attempt that was cut off may have given the file rights with which this user cannot write to it any more.
-    fn not_locked_out(&self, folder: &Folder, aside: &Component) -> Result<(), Fault> {
-        let there = folder.stat(aside).map_err(|e| place(&e, &self.object()))?;
-        if there.is_some_and(|stat| stat.st_mode & 0o600 != 0o600) {
-            folder.remove_file(aside).map_err(|e| place(&e, &self.object()))?;
-        }
-        Ok(())
-    }
-
-    /// Whole, and not in its place yet: the last that is done to it under the name that nobody looks for. Only to the file
-    /// that was written, and that has no other name: who may write to the folder may have put another there.
-    fn give_rights(&self, folder: &Folder, aside: &Component, written: &Identity) -> Result<(), Fault> {
-        if self.rights.is_empty() {
-            return Ok(());
-        }
-        let object = self.object();
-        let file = folder.open_file(&RelPath::from(aside.clone())).map_err(|e| place(&e, &object))?;
-        let alone = file.metadata().is_ok_and(|data| data.nlink() == 1);
-        if !alone || !Identity::of(&file).is_ok_and(|is| is == *written) {
-            let cause = "somebody has put another file in its place, or given it another name";
-            return Err(Fault::permanent(Code::EFFECT_DIVERGED, DOING, object, cause)
-                .remedy("See who else writes to that folder, and restore again"));
-        }
-        self.rights.give(&file).map_err(|e| e.fault(Kind::File, DOING, &object))?;
-        let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
-        synced.map_err(|e| {
-            Fault::transient(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, "make its rights durable", object, e)
-        })
+        self.place.give_rights(folder, aside, &identity)?;
+        Ok(Restored { path: self.place.path(folder, aside), identity, blake3 })
     }
 
     /// The clusters of the bitmaps that the image has forgotten are freed: otherwise whoever checks it finds leaks. It is
@@ -270,34 +193,10 @@ impl Fetch {
             Ok(report) => tracing::debug!(?report, "the clusters of forgotten bitmaps were freed"),
             Err(error) => tracing::warn!(%error, "the clusters of forgotten bitmaps stay"),
         }
-        let file = folder.open_file(&RelPath::from(aside.clone())).map_err(|e| place(&e, &self.object()))?;
+        let file = folder.open_file(&RelPath::from(aside.clone())).map_err(|e| self.place.fault(&e))?;
         let file = SourceFile::from_file(file, path).map_err(|e| self.fault(e))?;
         let hash = copy::hash(&file, None, watch).map_err(|e| self.fault(e))?;
         Ok((file.identity(), hash.into()))
-    }
-
-    fn put_in_place(
-        &self,
-        folder: &Folder,
-        aside: &Component,
-        restored: Restored,
-    ) -> Result<Restored, Fault> {
-        if let Some(name) = &self.name {
-            // Beside the old image of a domain that exists, or for a domain that does not exist yet.
-            let code = match self.own {
-                true => codes::CANNOT_MOVE_DISK_IMAGE_TO_ORIGINAL_LOCATION,
-                false => codes::CANNOT_RENAME_DISK_IMAGE,
-            };
-            let unnamed =
-                |e: &RootError| place_fault(e, code, "give the restored image its name", &self.object());
-            match folder.rename(aside, name) {
-                Ok(()) => {}
-                Err(RootError::Exists { .. }) => return Err(self.taken()),
-                Err(e) => return Err(unnamed(&e).class(Class::Transient).in_doubt()),
-            }
-        }
-        folder.sync().map_err(|e| place(&e, &self.object()).class(Class::Transient).in_doubt())?;
-        Ok(restored)
     }
 
     fn open(&self) -> Result<SourceFile, Fault> {
@@ -305,7 +204,8 @@ impl Fetch {
         let object = path.display().to_string();
         let missing =
             |e: &RootError| place_fault(e, codes::MISSING_NECESSARY_FILES, "read the backup", &object);
-        let folder = self.places.open(&self.wanted.backup, self.wanted.outside).map_err(|e| missing(&e))?;
+        let folder =
+            self.place.places.open(&self.wanted.backup, self.wanted.outside).map_err(|e| missing(&e))?;
         let file = folder.open_file(&RelPath::from(self.wanted.name.clone())).map_err(|e| missing(&e))?;
         let source = SourceFile::from_file(file, path).map_err(|e| self.fault(e))?;
         let found = source.identity().size;
@@ -357,7 +257,7 @@ impl Fetch {
             CopyError::SourceChanged { .. } | CopyError::SourceShrunk { .. } => {
                 permanent(codes::MANIFEST_MISMATCH, e)
             }
-            CopyError::Place(e) => place(&e, &object),
+            CopyError::Place(e) => self.place.fault(&e),
             CopyError::Internal { .. } => permanent(Code::UNDEFINED, e),
             e @ (CopyError::Read { .. } | CopyError::Write { .. } | CopyError::Sync { .. }) => {
                 permanent(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, e).class(Class::Transient)
@@ -378,23 +278,16 @@ impl Fetch {
     }
 
     fn look(&self, job: JobId, saved: Option<Value>) -> Verdict<Restored> {
-        let folder = match self.places.open(&self.folder, self.own) {
-            Ok(folder) => folder,
-            Err(RootError::Missing { .. }) => return Verdict::NotDone,
-            Err(e) => return Verdict::Unknown(e.to_string()),
+        let folder = match self.place.look_in() {
+            Ok(Some(folder)) => folder,
+            Ok(None) => return Verdict::NotDone,
+            Err(verdict) => return verdict,
         };
-        let aside = aside(job, self.key());
+        let aside = self.place.aside(job);
         match (Stage::parse(saved.as_ref()), saved) {
             (Stage::Placing(restored), _) => {
-                let name = self.name.as_ref().unwrap_or(&aside);
-                match folder.stat(name) {
-                    Ok(stat) if same(stat.as_ref(), &restored.identity) => match folder.sync() {
-                        Ok(()) => Verdict::Done(restored),
-                        Err(e) => Verdict::Unknown(e.to_string()),
-                    },
-                    Ok(_) => Verdict::NotDone,
-                    Err(e) => Verdict::Unknown(e.to_string()),
-                }
+                let identity = restored.identity;
+                self.place.stands(&folder, &aside, &identity, restored)
             }
             (Stage::Copying(token), Some(saved)) => match (ResumeToken::parse(&token), folder.stat(&aside)) {
                 (Some(token), Ok(Some(stat))) if token.fits_target(&stat) => Verdict::Partial(saved),
@@ -407,30 +300,9 @@ impl Fetch {
 
     /// Removes what this job made, and only that.
     pub(super) async fn undo(self, cx: &StepContext, output: Option<Restored>) -> Result<(), Fault> {
-        let (job, object) = (cx.job, self.object());
-        let gone = crate::blocking::run(move || self.remove(job, output.as_ref())).await;
-        match gone {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => {
-                let fault = place_fault(&e, codes::CANNOT_REMOVE_FILE, "remove the restored file", &object);
-                Err(fault.class(Class::Transient))
-            }
-            Err(e) => Err(Fault::permanent(Code::UNDEFINED, "remove the restored file", object, e)),
-        }
-    }
-
-    fn remove(&self, job: JobId, output: Option<&Restored>) -> Result<(), RootError> {
-        let folder = match self.places.open(&self.folder, self.own) {
-            Err(RootError::Missing { .. }) => return Ok(()),
-            folder => folder?,
-        };
-        folder.remove_file(&aside(job, self.key()))?;
-        if let (Some(name), Some(restored)) = (&self.name, output)
-            && same(folder.stat(name)?.as_ref(), &restored.identity)
-        {
-            folder.remove_file(name)?;
-        }
-        folder.sync()
+        self.place
+            .undo(cx, output.map(|restored| restored.identity), |place, job| vec![place.aside(job)])
+            .await
     }
 }
 
@@ -464,6 +336,3 @@ impl Observer for Watch {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -120,6 +120,28 @@ impl StoredDefinition {
     }
 }
 
+/// Where the definition of the original is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Original {
+    /// In a backup's folder.
+    Stored(StoredDefinition),
+    /// Here: that of a backup in a vault, which the plan has read with its manifest.
+    Text {
+        /// The definition.
+        definition: String,
+    },
+}
+
+impl Original {
+    pub(super) async fn read(&self, places: &Places) -> Result<String, Fault> {
+        match self {
+            Self::Stored(stored) => stored.read(places).await,
+            Self::Text { definition } => Ok(definition.clone()),
+        }
+    }
+}
+
 /// The new definition, and what it has otherwise than the old one, for people.
 ///
 /// # Errors

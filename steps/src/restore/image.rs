@@ -8,6 +8,7 @@ use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 
 use super::fetch::{Fetch, Head, Restored, Wanted};
+use super::place::Place;
 use crate::image::chain::Neighbour;
 use crate::image::qcow2::Format;
 use crate::image::rights::Wish;
@@ -58,7 +59,9 @@ impl RestoreImage {
         let ImageInput { wanted, format, virtual_size, folder, own, name, backing, bandwidth, rights } =
             input;
         let head = Head::Image { format, virtual_size, backing };
-        Fetch { places: self.0.clone(), wanted, folder, own, name: Some(name), head, bandwidth, rights }
+        let (places, source) = (self.0.clone(), wanted.name.clone());
+        let place = Place { places, folder, own, name: Some(name), source, rights };
+        Fetch { wanted, place, head, bandwidth }
     }
 }
 

@@ -4,11 +4,12 @@
 //! beside it, because images name their neighbours relatively; a base that several disks of one folder share is there
 //! once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use vmkeep_workflow::Fault;
 
+use super::check::targets;
 use super::fetch::Wanted;
 use super::identity::NewDisk;
 use super::image::ImageInput;
@@ -30,41 +31,59 @@ pub(crate) struct Layout {
 const DOING: &str = "find a place for the disks";
 
 pub(crate) fn lay_out(manifest: &Manifest, options: &RestoreOptions) -> Result<Layout, Fault> {
-    for target in options.disks.keys() {
-        if manifest.disk(target).is_none() {
-            let cause = format!("the backup holds {}", targets(manifest));
-            return Err(Fault::permanent(codes::NO_SUCH_DISK, DOING, target.clone(), cause));
-        }
-    }
+    all_known(&options.disks, &targets(manifest))?;
     let mut layout = Layout { images: Vec::new(), disks: Vec::new() };
     for disk in &manifest.disks {
         place(manifest, options, disk, &mut layout)?;
     }
+    all_apart(layout.images.iter().map(ImageInput::path))?;
+    Ok(layout)
+}
+
+/// Whether the disks that were given a place are in the backup.
+pub(super) fn all_known(places: &BTreeMap<String, PathBuf>, held: &[&str]) -> Result<(), Fault> {
+    match places.keys().find(|target| !held.contains(&target.as_str())) {
+        None => Ok(()),
+        Some(target) => {
+            let cause = format!("the backup holds {}", held.join(", "));
+            Err(Fault::permanent(codes::NO_SUCH_DISK, DOING, target.clone(), cause))
+        }
+    }
+}
+
+/// Whether no two files would go to one place.
+pub(super) fn all_apart(paths: impl Iterator<Item = PathBuf>) -> Result<(), Fault> {
     let mut taken = HashSet::new();
-    for image in &layout.images {
-        let path = image.path();
+    for path in paths {
         if !taken.insert(path.to_string_lossy().to_lowercase()) {
             let path = path.display().to_string();
             return Err(Fault::permanent(codes::BACKUP_EXISTS, DOING, path, "two images would go there"));
         }
     }
-    Ok(layout)
+    Ok(())
 }
 
-fn targets(manifest: &Manifest) -> String {
-    manifest.disks.iter().map(|disk| disk.target.as_str()).collect::<Vec<_>>().join(", ")
+/// Where the disks of a new domain are to go.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// The new domain's name.
+    pub(super) name: &'a str,
+    /// Where all go that have no place of their own.
+    pub(super) folder: Option<&'a Path>,
+    /// Where single disks go.
+    pub(super) disks: &'a BTreeMap<String, PathBuf>,
 }
 
 /// The folder and the name of a disk's top image, and how the names of those below it begin.
-fn top(
-    options: &RestoreOptions,
-    disk: &Disk,
-    entry: &FileEntry,
+pub(super) fn top(
+    asked: Asked<'_>,
+    target: &str,
+    format: &str,
 ) -> Result<(PathBuf, Component, String), Fault> {
     let unsafe_path = |path: &Path, cause: &str| {
         Fault::permanent(codes::UNSAFE_PATH, DOING, path.display().to_string(), cause)
     };
-    if let Some(path) = options.disks.get(&disk.target) {
+    if let Some(path) = asked.disks.get(target) {
         let name = path.file_name().and_then(|name| name.to_str());
         let (Some(folder), Some(name)) = (path.parent(), name) else {
             return Err(unsafe_path(path, "it is not the path of a file"));
@@ -73,16 +92,15 @@ fn top(
         let stem = format!("{name}.");
         return Ok((folder.to_owned(), name, stem));
     }
-    let Some(folder) = &options.folder else {
+    let Some(folder) = asked.folder else {
         let cause = "no place was named for it";
-        return Err(Fault::permanent(codes::USAGE, DOING, format!("disk {}", disk.target), cause)
+        return Err(Fault::permanent(codes::USAGE, DOING, format!("disk {target}"), cause)
             .remedy("Name a folder for all disks, or a path for this one"));
     };
-    let stem = format!("{}-", encode(&options.name));
-    let format = entry.format.map_or("img", crate::image::qcow2::Format::as_str);
-    let name = format!("{stem}{}.{format}", encode(&disk.target));
+    let stem = format!("{}-", encode(asked.name));
+    let name = format!("{stem}{}.{format}", encode(target));
     let name = Component::new(name).map_err(|e| unsafe_path(folder, &e.to_string()))?;
-    Ok((folder.clone(), name, stem))
+    Ok((folder.to_owned(), name, stem))
 }
 
 fn place(
@@ -98,7 +116,9 @@ fn place(
     let Some(first) = entries.first().filter(|_| entries.len() == disk.chain.len()) else {
         return Err(damaged("a file of its chain is not in the manifest"));
     };
-    let (folder, name, stem) = top(options, disk, first)?;
+    let asked = Asked { name: &options.name, folder: options.folder.as_deref(), disks: &options.disks };
+    let format = first.format.map_or("img", crate::image::qcow2::Format::as_str);
+    let (folder, name, stem) = top(asked, &disk.target, format)?;
     let mut above: Option<usize> = None;
     for (depth, entry) in entries.iter().enumerate() {
         let (Some(format), Some(virtual_size)) = (entry.format, entry.virtual_size) else {

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, Verdict};
 
+use super::ending;
 use super::fetch::{Fetch, Head, Restored, Wanted};
 use super::options::RestoreOptions;
+use super::place::Place;
 use crate::codes;
 use crate::hypervisor::DomainRef;
 use crate::image::name::encode;
@@ -55,16 +57,15 @@ impl VariablesInput {
 
 impl RestoreVariables {
     fn fetch(&self, input: VariablesInput) -> Fetch {
-        Fetch {
+        let place = Place {
             places: self.0.clone(),
-            wanted: input.wanted,
             folder: input.folder,
             own: input.own,
             name: Some(input.name),
-            head: Head::Bytes(Vec::new()),
-            bandwidth: 0,
+            source: input.wanted.name.clone(),
             rights: input.rights,
-        }
+        };
+        Fetch { wanted: input.wanted, place, head: Head::Bytes(Vec::new()), bandwidth: 0 }
     }
 }
 
@@ -112,12 +113,22 @@ pub struct TpmInput {
 
 const DOING: &str = "restore the TPM's state";
 
-impl RestoreTpm {
-    /// The folder of the new domain's TPM.
-    async fn folder(&self, input: &TpmInput) -> Result<PathBuf, Fault> {
-        let own = self.world.hypervisor.own_folders().await;
-        let own = own.map_err(|e| e.fault(codes::FIRMWARE_STATE_UNSUPPORTED, DOING, &input.domain.name))?;
-        Ok(own.tpm(&input.domain.id))
+/// The folder of the new domain's TPM.
+pub(super) async fn tpm_folder(world: &World, domain: &DomainRef) -> Result<PathBuf, Fault> {
+    let own = world.hypervisor.own_folders().await;
+    let own = own.map_err(|e| e.fault(codes::FIRMWARE_STATE_UNSUPPORTED, DOING, &domain.name))?;
+    Ok(own.tpm(&domain.id))
+}
+
+/// Removes it. Its UUID was made for this job, so that all that is in it is this job's.
+pub(super) async fn remove_tpm(world: &World, domain: &DomainRef) -> Result<(), Fault> {
+    let folder = tpm_folder(world, domain).await.map_err(|fault| fault.class(Class::Transient))?;
+    match tokio::fs::remove_dir_all(&folder).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            let object = folder.display().to_string();
+            Err(Fault::transient(codes::CANNOT_REMOVE_FILE, "remove the TPM's state", object, e))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -128,7 +139,7 @@ impl Step for RestoreTpm {
     type Output = PathBuf;
 
     async fn run(&self, _: &StepContext, input: TpmInput) -> Result<PathBuf, Fault> {
-        let folder = self.folder(&input).await?;
+        let folder = tpm_folder(&self.world, &input.domain).await?;
         let (places, name) = (self.places.clone(), input.domain.name.clone());
         match crate::blocking::run(move || write_all(&places, &folder, &input.files).map(|()| folder)).await {
             Ok(written) => written,
@@ -142,14 +153,7 @@ impl Step for RestoreTpm {
     }
 
     async fn undo(&self, _: &StepContext, input: TpmInput, _: Option<PathBuf>) -> Result<(), Fault> {
-        let folder = self.folder(&input).await.map_err(|fault| fault.class(Class::Transient))?;
-        match tokio::fs::remove_dir_all(&folder).await {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                let object = folder.display().to_string();
-                Err(Fault::transient(codes::CANNOT_REMOVE_FILE, "remove the TPM's state", object, e))
-            }
-            _ => Ok(()),
-        }
+        remove_tpm(&self.world, &input.domain).await
     }
 }
 
@@ -237,10 +241,7 @@ pub(super) fn of(
                 found.notes.push(format!("Its firmware's variables are as of {}.", nvram.written));
             }
         }
-        (None, Some(_)) => found.notes.push(
-            "Its firmware's variables are not in the backup: it begins with those of the template."
-                .to_owned(),
-        ),
+        (None, Some(_)) => found.notes.push(ending::NO_VARIABLES.to_owned()),
         (_, None) => {}
     }
     match (&manifest.tpm, &devices.tpm) {
@@ -250,17 +251,12 @@ pub(super) fn of(
                 Some((wanted(&file.file)?, folder.to_owned(), name.to_owned()))
             });
             found.tpm = Some(TpmInput { domain: new.clone(), files: files.collect() });
-            found.notes.push(
-                "Its TPM holds the same keys as the original's: whoever must be able to tell them apart has to clear one."
-                    .to_owned(),
-            );
+            found.notes.push(ending::SAME_TPM.to_owned());
             if !tpm.at_instant {
                 found.notes.push(format!("Its TPM's state is as of {}.", tpm.written));
             }
         }
-        (None, Some(_)) => {
-            found.notes.push("Its TPM's state is not in the backup: it gets a new, empty TPM.".to_owned());
-        }
+        (None, Some(_)) => found.notes.push(ending::NO_TPM.to_owned()),
         (_, None) => {}
     }
     Ok(found)

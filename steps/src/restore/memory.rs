@@ -16,6 +16,7 @@ use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 
 use super::fetch::{Fetch, Head, Restored, Wanted};
 use super::identity::{NewDomain, rewrite};
+use super::place::Place;
 use crate::codes;
 use crate::hypervisor::Trouble;
 use crate::image::rights::Wish;
@@ -53,16 +54,16 @@ pub(crate) const GO_COLD: &str = "Restore with `--cold`: the disks are complete 
 
 impl RestoreMemory {
     fn fetch(&self, input: &MemoryImageInput, head: Vec<u8>) -> Fetch {
-        Fetch {
+        let place = Place {
             places: self.places.clone(),
-            wanted: input.wanted.clone(),
             folder: input.folder.clone(),
             own: input.own,
             name: None,
-            head: Head::Bytes(head),
-            bandwidth: input.bandwidth,
+            source: input.wanted.name.clone(),
             rights: Wish::default(),
-        }
+        };
+        let (wanted, bandwidth) = (input.wanted.clone(), input.bandwidth);
+        Fetch { wanted, place, head: Head::Bytes(head), bandwidth }
     }
 
     /// The beginning of the copy.

@@ -35,8 +35,11 @@ pub struct StartDomain(pub World);
 pub struct StartInput {
     /// The new domain.
     pub new: NewDomain,
-    /// The steps that restored its images.
+    /// The steps that restored its images from files.
     pub images: Vec<StepName>,
+    /// Further files that its QEMU may have, which it never had memory for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
     /// The step that restored its memory; nothing for a cold start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<StepName>,
@@ -91,7 +94,7 @@ impl StartDomain {
     /// What is to be seen once it is started: our files, and libvirt has nothing left to do.
     fn settled(&self, seen: &Observation, input: &StartInput, images: &[Restored]) -> Result<String, String> {
         let Some(qemu) = &seen.qemu else { return Err("there is no QEMU".to_owned()) };
-        let paths: Vec<_> = images.iter().map(|image| image.path.clone()).collect();
+        let paths: Vec<_> = images.iter().map(|image| &image.path).chain(&input.files).cloned().collect();
         match strange_files(qemu, &input.new, &paths) {
             Some(what) => Err(what),
             None => Ok(qemu.instance.clone()),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmkeep_workflow::{Class, Code, Fault, StepContext};
 
-use super::fetch::aside;
+use super::place::aside;
 use crate::codes;
 use crate::hypervisor::{DomainRef, Hypervisor, PauseReason, RunState};
 use crate::image::root::{Component, RootError};

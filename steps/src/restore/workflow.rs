@@ -5,29 +5,29 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde_json::Value;
 use vmkeep_workflow::ids::WorkflowName;
-use vmkeep_workflow::plan::Retry;
 use vmkeep_workflow::{
     Code, Fault, Millis, Outputs, Plan, PlanContext, Registry, StepName, StepSpec, Workflow,
 };
 
 use super::check::{self, Facts};
-use super::define::{DefineDomain, DefineInput};
+use super::define::DefineDomain;
+use super::ending::{self, Ending};
 use super::fetch::Wanted;
 use super::folder::{PlaceInput, RestoreFolder};
-use super::identity::{NewDomain, StoredDefinition};
+use super::identity::{NewDomain, Original, StoredDefinition};
 use super::image::{ImageInput, RestoreImage};
 use super::layout::{Layout, lay_out};
 use super::machine::{self, MachineState, RestoreTpm, RestoreVariables, VariablesInput};
 use super::memory::{MemoryImageInput, RestoreMemory};
 use super::options::{RestoreOptions, RestoreSettings, Then};
-use super::resume::{ResumeDomain, ResumeInput};
+use super::resume::ResumeDomain;
 use super::rights;
-use super::settle::{SettleDomain, SettleInput};
-use super::start::{StartDomain, StartInput};
+use super::settle::SettleDomain;
+use super::start::StartDomain;
 use crate::codes;
 use crate::hypervisor::{DomainId, DomainRef};
 use crate::manifest::{Consistency, Manifest};
-use crate::recipe::{self, PATIENT_LOOK, PATIENTLY, patient, step};
+use crate::recipe::{self, patient, step};
 use crate::snapshot::{Places, World};
 use crate::text::bytes;
 
@@ -111,8 +111,10 @@ impl Workflow for Restore {
         if let Some(saved) = saved {
             check::memory(&self.world, &self.places, &options, manifest, saved).await?;
         }
-        let original = check::original_exists(&self.world, manifest).await?;
-        let (without, mut notes) = check::others(&parsed, manifest).await?;
+        let targets = check::targets(manifest);
+        let held = check::holds(manifest, &targets);
+        let original = check::original_exists(&self.world, held).await?;
+        let (without, mut notes) = check::others(&parsed, held).await?;
         let Layout { mut images, disks } = lay_out(manifest, &options)?;
         let links_down = original && !options.connect;
         let beside = disks.first().and_then(|disk| disk.path.parent());
@@ -134,10 +136,7 @@ impl Workflow for Restore {
         let memory_room = memory.as_ref().map(|memory| (memory.folder.clone(), false, memory.wanted.size));
         let places = check::room(&self.places, self.settings, &images, memory_room).await?;
         notes.extend(advice(manifest, &new, memory.is_some(), parsed.devices.network_cards));
-        if manifest.autostart == Some(true) && !options.autostart {
-            let id = new.domain.id;
-            notes.push(format!("The original starts with the host, this one does not: virsh autostart {id}"));
-        }
+        notes.extend(ending::autostart(manifest.autostart == Some(true), options.autostart, &new));
 
         let facts = Facts {
             backup: options.backup.clone(),
@@ -198,26 +197,16 @@ fn advice(manifest: &Manifest, new: &NewDomain, with_memory: bool, network_cards
              stands at that instant until it is set."
         ));
     } else {
-        notes.push(format!(
-            "The disks are those of {old} at {at}: host name, fixed addresses, machine id and keys are the original's."
-        ));
+        notes.push(ending::whose_disks(old, at));
         match (&manifest.memory, manifest.consistency) {
             (crate::manifest::Memory::Saved(_), _) => notes.push(
                 "The memory in the backup was left out: the guest boots as after a power cut.".to_owned(),
             ),
-            (_, Consistency::Crash | Consistency::MemoryAndDisks) => {
-                notes.push("The guest boots as after a power cut.".to_owned());
-            }
+            (_, Consistency::Crash | Consistency::MemoryAndDisks) => notes.push(ending::POWER_CUT.to_owned()),
             (_, Consistency::Quiesced | Consistency::Off) => {}
         }
     }
-    if new.links_down && network_cards > 0 {
-        notes.push(format!(
-            "Its network links are down, because the original is still defined here. To put a cable in: \
-             virsh domif-setlink {} ADDRESS up",
-            new.domain.id
-        ));
-    }
+    notes.extend(ending::links(new, network_cards));
     notes.extend(manifest.warnings.iter().map(|warning| format!("From the backup: {warning}")));
     notes
 }
@@ -225,33 +214,33 @@ fn advice(manifest: &Manifest, new: &NewDomain, with_memory: bool, network_cards
 impl Build {
     fn plan(&self, manifest: &Manifest, facts: Value) -> Result<Plan, Fault> {
         let mut steps = self.files()?;
-        self.domain(&mut steps)?;
-        let runs = self.then == Then::Running;
-        let what = if self.memory.is_some() { "with its memory" } else { "cold" };
+        let memory = self.memory.as_ref();
+        let ending = Ending {
+            definition: Original::Stored(self.definition.clone()),
+            new: &self.new,
+            images: self.images.iter().map(image_step).collect(),
+            others: Vec::new(),
+            files: self.images.iter().map(ImageInput::path).collect(),
+            memory: memory.map(|memory| (memory.folder.clone(), memory.wanted.name.clone())),
+            then: self.then,
+            autostart: self.options.autostart,
+            notes: &self.notes,
+            watch_ms: self.watch_ms,
+        };
+        let point = ending.add(&mut steps)?;
+        let what = if memory.is_some() { "with its memory" } else { "cold" };
         let title = format!("restore {} as {} {what}", manifest.domain.name, self.options.name);
-        Plan::new(NAME, VERSION, title, steps, runs.then(|| "resume".into()), facts)
+        Plan::new(NAME, VERSION, title, steps, point, facts)
             .map_err(|e| Fault::permanent(Code::UNDEFINED, "plan the restore", &self.options.name, e))
     }
 
-    fn folder_step(&self, folder: &std::path::Path) -> Option<StepName> {
-        let at = self.places.iter().position(|place| place.folder == folder)?;
-        Some(format!("folder/{at}").into())
-    }
-
     fn files(&self) -> Result<Vec<StepSpec>, Fault> {
-        let mut steps = Vec::new();
-        for (at, place) in self.places.iter().enumerate() {
-            let title = format!("make sure of {}", place.folder.display());
-            let name: StepName = format!("folder/{at}").into();
-            let made = step::<RestoreFolder>(name, title, place)?.undoable().deadline(Millis::secs(60));
-            // The facts are asserted once, before anything is touched.
-            steps.push(if at == 0 { made.check_facts() } else { made.after("folder/0") });
-        }
+        let mut steps = ending::folders(&self.places, None)?;
         for image in &self.images {
             let title = format!("restore {} ({})", image.path().display(), bytes(image.wanted.size));
             steps.push(
                 step::<RestoreImage>(image_step(image), title, image)?
-                    .after_all(self.folder_step(&image.folder))
+                    .after_all(ending::folder(&self.places, &image.folder))
                     .undo(patient())
                     .stall(Millis::secs(600)),
             );
@@ -260,7 +249,7 @@ impl Build {
             let title = format!("restore {} (firmware variables)", variables.path().display());
             steps.push(
                 step::<RestoreVariables>("variables", title, variables)?
-                    .after_all(self.folder_step(&variables.folder))
+                    .after_all(ending::folder(&self.places, &variables.folder))
                     .undo(patient())
                     .deadline(Millis::secs(120)),
             );
@@ -277,72 +266,11 @@ impl Build {
             let title = format!("restore the memory ({})", bytes(memory.wanted.size));
             steps.push(
                 step::<RestoreMemory>("memory", title, memory)?
-                    .after_all(self.folder_step(&memory.folder))
+                    .after_all(ending::folder(&self.places, &memory.folder))
                     .undo(patient())
                     .stall(Millis::secs(600)),
             );
         }
         Ok(steps)
-    }
-
-    fn domain(&self, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
-        let name = &self.options.name;
-        let before: Vec<StepName> = steps.iter().map(|step| step.name.clone()).collect();
-        let define = DefineInput { definition: self.definition.clone(), new: self.new.clone() };
-        steps.push(
-            step::<DefineDomain>("define", format!("define {name}"), &define)?
-                .after_all(before)
-                .undo(patient())
-                .deadline(Millis::secs(180)),
-        );
-        let mut last: StepName = "define".into();
-        if self.then != Then::Default {
-            let start = StartInput {
-                new: self.new.clone(),
-                images: self.images.iter().map(image_step).collect(),
-                memory: self.memory.as_ref().map(|_| "memory".into()),
-            };
-            let title = match &self.memory {
-                Some(_) => format!("give {name} its memory, paused"),
-                None => format!("start {name}, paused"),
-            };
-            steps.push(
-                step::<StartDomain>("start", title, &start)?
-                    .after(last)
-                    .undo(patient())
-                    .retry(Retry { attempts: 2, ..Retry::default() })
-                    .probing(PATIENT_LOOK),
-            );
-            last = "start".into();
-        }
-        if self.then == Then::Running {
-            let resume = ResumeInput {
-                new: self.new.clone(),
-                images: self.images.iter().map(ImageInput::path).collect(),
-                with_memory: self.memory.is_some(),
-            };
-            steps.push(
-                step::<ResumeDomain>("resume", format!("let {name} run"), &resume)?
-                    .after(last)
-                    .probing(PATIENT_LOOK)
-                    .deadline(Millis::secs(180)),
-            );
-            last = "resume".into();
-        }
-        let settle = SettleInput {
-            new: self.new.clone(),
-            memory: self.memory.as_ref().map(|m| (m.folder.clone(), m.wanted.name.clone())),
-            defined: "define".into(),
-            resumed: (self.then == Then::Running).then(|| "resume".into()),
-            autostart: self.options.autostart,
-            notes: self.notes.clone(),
-            watch_ms: self.watch_ms,
-        };
-        steps.push(
-            step::<SettleDomain>("settle", format!("see whether {name} stands"), &settle)?
-                .after(last)
-                .retry(PATIENTLY),
-        );
-        Ok(())
     }
 }

@@ -61,6 +61,12 @@ pub fn overlay_path(folder: &Path, job: JobId, target: &Target) -> PathBuf {
     folder.join(format!("{PREFIX}{}-{}.qcow2", job.short(), name::encode(&target.0)))
 }
 
+/// The path of the scratch file of a pull in a folder.
+#[must_use]
+pub fn scratch_path(folder: &Path, job: JobId, target: &Target) -> PathBuf {
+    folder.join(format!("{PREFIX}{}-{}.scratch", job.short(), name::encode(&target.0)))
+}
+
 /// The path of a guest's state on a RAM disk.
 #[must_use]
 pub fn state_path(ram_disk: &Path, job: JobId, domain: &str) -> PathBuf {
@@ -77,6 +83,12 @@ pub fn overlay_job(path: &Path) -> Option<&str> {
 #[must_use]
 pub fn state_job(path: &Path) -> Option<&str> {
     job_of(path, ".state")
+}
+
+/// The job (its short id) whose pull a scratch file belongs to, if the path is that of one.
+#[must_use]
+pub fn scratch_job(path: &Path) -> Option<&str> {
+    job_of(path, ".scratch")
 }
 
 fn job_of<'a>(path: &'a Path, suffix: &str) -> Option<&'a str> {

@@ -35,13 +35,14 @@ const AGAIN: (u32, Duration) = (60, Duration::from_millis(40));
 pub async fn busy(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Option<String>, HvError> {
     // A domain that is off, or gone, has no call in progress.
     let gone = |e: &HvError| matches!(e.trouble, Trouble::NotRunning | Trouble::NoSuchDomain);
-    let mut looks = 0;
+    let (mut looks, mut lost) = (0, 0);
     loop {
         match hypervisor.control(domain).await {
-            Ok(Control::Idle) => break,
+            Ok(Control::Idle) => {}
             Ok(Control::Busy { for_ms }) if for_ms < LOOK_MS && looks < AGAIN.0 => {
                 looks += 1;
                 tokio::time::sleep(AGAIN.1).await;
+                continue;
             }
             Ok(Control::Busy { for_ms }) => {
                 return Ok(Some(format!("libvirt has been busy with the domain for {for_ms} ms")));
@@ -50,21 +51,36 @@ pub async fn busy(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Opti
             Err(e) if gone(&e) => return Ok(None),
             Err(e) => return Err(e),
         }
-    }
-    match hypervisor.domain_job(domain).await {
-        Ok(job) => Ok(job.map(|job| format!("libvirt's job \"{}\" is going on", job.operation))),
-        Err(e) if gone(&e) => Ok(None),
-        Err(e) => Err(e),
+        match hypervisor.domain_job(domain).await {
+            Ok(job) => return Ok(job.map(|job| format!("libvirt's job \"{}\" is going on", job.operation))),
+            Err(e) if gone(&e) => return Ok(None),
+            // A backup that is being begun may say so too, between two of its calls to QEMU.
+            Err(e) if e.trouble == Trouble::JobLost && lost < LOST_LOOKS.0 => {
+                lost += 1;
+                tokio::time::sleep(LOST_LOOKS.1).await;
+            }
+            Err(e) if e.trouble == Trouble::JobLost => return Ok(Some(LOST.to_owned())),
+            Err(e) => return Err(e),
+        }
     }
 }
+
+/// How often, and how far apart, libvirt must say in a row that it has lost a job.
+const LOST_LOOKS: (u32, Duration) = (20, Duration::from_millis(250));
+
+/// What nothing ends but the domain's own end. Seen with libvirt 9.0.
+const LOST: &str = "libvirt was killed while it began a backup, and now waits for ever for a job that is not there: shut the \
+    domain down, restart libvirtd, and start it again";
 
 /// Whether a call of ours can still take effect on a domain.
 ///
 /// # Errors
 /// When the hypervisor could not be asked.
 pub async fn fence(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Fence, HvError> {
-    if let Some(what) = busy(hypervisor, domain).await? {
-        return Ok(Fence::Open(what));
+    match busy(hypervisor, domain).await? {
+        Some(what) if what != LOST => return Ok(Fence::Open(what)),
+        // Behind a lock that nothing ends nobody's call begins any more.
+        Some(_) | None => {}
     }
     Ok(hypervisor.stragglers(domain).await?.map_or(Fence::Closed, Fence::Open))
 }

@@ -6,11 +6,11 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
+use vmkeep_workflow::{Fault, Step, StepContext, StepName, Verdict};
 
 use super::{World, cannot_look, fence};
 use crate::codes;
-use crate::hypervisor::{DomainRef, FreezeState, Hold, HvError, Marker, Observation, Trouble};
+use crate::hypervisor::{DomainId, DomainRef, FreezeState, Hold, HvError, Marker, Observation, Trouble};
 
 /// Freezes the guest's file systems.
 #[derive(Debug)]
@@ -174,5 +174,38 @@ impl Step for ThawGuest {
             Ok(_) => Verdict::NotDone,
             Err(e) => cannot_look(&e),
         }
+    }
+}
+
+/// Whether that step of this job has frozen anything.
+pub(crate) fn was_frozen(cx: &StepContext, step: Option<&StepName>) -> bool {
+    let Some(step) = step else { return false };
+    cx.outputs.of::<FreezeGuest>(step).ok().flatten().is_some_and(|frozen| frozen.file_systems > 0)
+}
+
+/// Why the file systems that this step has frozen may have been thawed before the act that has just ended: the guest's own
+/// limit, the watchdog's or an operator may have been faster. Asked afterwards, since what was frozen before proves nothing.
+pub(crate) async fn thawed(
+    world: &World,
+    cx: &StepContext,
+    domain: &DomainId,
+    store: &str,
+    step: Option<&StepName>,
+) -> Option<String> {
+    const LATE: &str = "they were thawed before it, because it came too late";
+    if !was_frozen(cx, step) {
+        return None;
+    }
+    let unknown = |e: HvError| Some(format!("whether they still were at its instant is not known: {e}"));
+    let ours = Marker { store: store.to_owned(), job: cx.job.to_string(), hold: Some(Hold::Frozen) };
+    match world.hypervisor.marker(domain).await {
+        Ok(marker) if marker.as_ref() == Some(&ours) => {}
+        Ok(_) => return Some(LATE.to_owned()),
+        Err(e) => return unknown(e),
+    }
+    match world.hypervisor.freeze_state(domain).await {
+        Ok(FreezeState::Frozen) => None,
+        Ok(FreezeState::Thawed) => Some(LATE.to_owned()),
+        Err(e) => unknown(e),
     }
 }

@@ -80,7 +80,7 @@ impl Step for Mark {
         let ours =
             |marker: Option<&Marker>| marker.is_some_and(|m| m.store == input.store && m.job == wanted);
         let live = !seen.state.is_active() || ours(marker_of(&seen, false));
-        if live && ours(marker_of(&seen, true)) {
+        if live && (seen.persistent.is_none() || ours(marker_of(&seen, true))) {
             return match self.0.hypervisor.sync_definitions().await {
                 Ok(()) => Verdict::Done(()),
                 Err(e) => cannot_look(&e),

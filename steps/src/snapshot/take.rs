@@ -19,13 +19,12 @@ use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Class, Code, Fault, Step, StepContext, StepName, Verdict};
 
 use super::disk::JobDisk;
-use super::freeze::FreezeGuest;
 use super::memory::{self, IfSlow, MemoryFile, MemoryLimits};
 use super::stand::Stand;
-use super::{World, cannot_look, fence, safety};
+use super::{World, cannot_look, fence, freeze, safety};
 use crate::codes;
 use crate::hypervisor::{
-    DomainRef, FreezeState, Hold, HvError, Marker, Observation, PauseReason, RunState, Take, Trouble,
+    DomainRef, Hold, HvError, Marker, Observation, PauseReason, RunState, Take, Trouble,
 };
 use crate::image::copy::Identity;
 
@@ -168,7 +167,8 @@ impl Step for TakeSnapshot {
         }
         let Some(wanted) = &input.memory else {
             let output = self.disks_only(&input, None).await?;
-            let thawed = self.thawed(cx, &input).await;
+            let thawed =
+                freeze::thawed(&self.0, cx, &input.domain.id, &input.store, input.frozen.as_ref()).await;
             return still_frozen(cx, &input, output, thawed);
         };
         remove_torn(wanted).await?;
@@ -239,27 +239,6 @@ impl TakeSnapshot {
             },
             Ok(Some(what)) => Verdict::InFlight(what),
             Err(e) => cannot_look(&e),
-        }
-    }
-
-    /// Why the file systems may have been thawed before the snapshot that was just taken: the guest's own limit, the
-    /// watchdog's or an operator may have been faster. Asked afterwards, since what was frozen before proves nothing.
-    async fn thawed(&self, cx: &StepContext, input: &TakeInput) -> Option<String> {
-        if !was_frozen(cx, input) {
-            return None;
-        }
-        let ours = Some(Self::marker(cx, input, Some(Hold::Frozen)));
-        match self.0.hypervisor.marker(&input.domain.id).await {
-            Ok(marker) if marker == ours => {}
-            Ok(_) => return Some("they were thawed before it, because it came too late".to_owned()),
-            Err(e) => return Some(format!("whether they still were at its instant is not known: {e}")),
-        }
-        match self.0.hypervisor.freeze_state(&input.domain.id).await {
-            Ok(FreezeState::Frozen) => None,
-            Ok(FreezeState::Thawed) => {
-                Some("they were thawed before it, because it came too late".to_owned())
-            }
-            Err(e) => Some(format!("whether they still were at its instant is not known: {e}")),
         }
     }
 
@@ -461,12 +440,6 @@ impl TakeSnapshot {
 /// An attempt that was cut off leaves its guest to the guest-safety pass, which thaws it.
 const CUT_OFF: &str = "the snapshot was cut off, and whether they still were at its instant is not known";
 
-/// Whether the step before has frozen anything.
-fn was_frozen(cx: &StepContext, input: &TakeInput) -> bool {
-    let Some(step) = &input.frozen else { return false };
-    cx.outputs.of::<FreezeGuest>(step).ok().flatten().is_some_and(|frozen| frozen.file_systems > 0)
-}
-
 /// A snapshot of a guest that should have been frozen at its instant and perhaps was not.
 fn still_frozen(
     cx: &StepContext,
@@ -474,7 +447,7 @@ fn still_frozen(
     output: TakeOutput,
     thawed: Option<String>,
 ) -> Result<TakeOutput, Fault> {
-    match thawed.filter(|_| was_frozen(cx, input)) {
+    match thawed.filter(|_| freeze::was_frozen(cx, input.frozen.as_ref())) {
         Some(why) if input.must_be_frozen => Err(Fault::permanent(
             codes::CANNOT_FREEZE,
             "take the snapshot of a frozen guest",

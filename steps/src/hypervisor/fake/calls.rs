@@ -131,13 +131,13 @@ impl Hypervisor for Client {
     }
 
     async fn set_marker(&self, id: &DomainId, marker: &Marker) -> HvResult<()> {
-        let (kept, live) = (marker.clone(), marker.clone());
-        let mut parts = redefined(*id, move |def| {
-            def.marker = Some(kept);
+        let (id, kept) = (*id, marker.clone());
+        let write = part(move |inner| {
+            inner.domain(&id)?.persistent.iter_mut().for_each(|def| def.marker = Some(kept.clone()));
             Ok(())
         });
-        parts.insert(1, marked(*id, Some(live)));
-        self.effect("set-marker", Some(*id), parts).await
+        let parts = vec![write, marked(id, Some(marker.clone())), synced(id)];
+        self.effect("set-marker", Some(id), parts).await
     }
 
     async fn set_hold(&self, id: &DomainId, marker: &Marker) -> HvResult<()> {

@@ -14,48 +14,48 @@ use crate::image::qcow2::Format;
 use crate::snapshot::memory::WHOLE;
 
 /// Bytes before the stream of a memory image.
-pub(super) const HEAD: usize = 4096;
+pub(in crate::restore) const HEAD: usize = 4096;
 
 #[derive(Clone, Debug)]
-pub(super) struct Running {
-    pub(super) paused: bool,
-    pub(super) memory: bool,
-    pub(super) pulled: bool,
+pub(in crate::restore) struct Running {
+    pub(in crate::restore) paused: bool,
+    pub(in crate::restore) memory: bool,
+    pub(in crate::restore) pulled: bool,
     chains: Vec<(Target, Vec<Layer>)>,
 }
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) defined: HashMap<DomainId, String>,
-    pub(super) running: HashMap<DomainId, Running>,
+pub(in crate::restore) struct State {
+    pub(in crate::restore) defined: HashMap<DomainId, String>,
+    pub(in crate::restore) running: HashMap<DomainId, Running>,
     /// Domains that have ever executed an instruction.
-    pub(super) ran: Vec<DomainId>,
+    pub(in crate::restore) ran: Vec<DomainId>,
     /// These calls fail, once each.
-    pub(super) fail: Vec<&'static str>,
+    pub(in crate::restore) fail: Vec<&'static str>,
     /// These calls take effect and then report a failure in doubt, once each.
-    pub(super) doubt: Vec<&'static str>,
+    pub(in crate::restore) doubt: Vec<&'static str>,
     /// QEMU ends by itself right after this call.
-    pub(super) die_after: Option<&'static str>,
-    pub(super) calls: Vec<&'static str>,
+    pub(in crate::restore) die_after: Option<&'static str>,
+    pub(in crate::restore) calls: Vec<&'static str>,
     /// Domains that start with the host.
-    pub(super) autostart: Vec<DomainId>,
+    pub(in crate::restore) autostart: Vec<DomainId>,
     /// Below which libvirt keeps its own things.
-    pub(super) root: PathBuf,
+    pub(in crate::restore) root: PathBuf,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Fake(Arc<Mutex<State>>);
+pub(in crate::restore) struct Fake(Arc<Mutex<State>>);
 
 fn no<T>(what: &str) -> HvResult<T> {
     Err(HvError::new(Trouble::Unsupported, what))
 }
 
-pub(super) fn field<'a>(xml: &'a str, key: &str) -> Option<&'a str> {
+pub(in crate::restore) fn field<'a>(xml: &'a str, key: &str) -> Option<&'a str> {
     xml.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// A memory image with this definition and this stream.
-pub(super) fn memory_image(xml: &str, stream: &[u8]) -> Vec<u8> {
+pub(in crate::restore) fn memory_image(xml: &str, stream: &[u8]) -> Vec<u8> {
     let mut bytes = WHOLE.to_vec();
     bytes.extend_from_slice(xml.as_bytes());
     assert!(bytes.len() < HEAD);
@@ -65,7 +65,7 @@ pub(super) fn memory_image(xml: &str, stream: &[u8]) -> Vec<u8> {
 }
 
 impl Fake {
-    pub(super) fn inner(&self) -> MutexGuard<'_, State> {
+    pub(in crate::restore) fn inner(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 

@@ -1,7 +1,7 @@
 //! Restores on an invented hypervisor: every refusal, every failure, and the end of the process at every event.
 
 mod crash;
-mod fake;
+pub(super) mod fake;
 mod rights;
 
 use std::path::{Path, PathBuf};

@@ -46,7 +46,7 @@ pub(super) struct Choice {
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(100));
 
 /// Waits until libvirt is not busy with the domain, for a while. What is still going on then is for [`choose`] to refuse.
-pub(super) async fn wait_until_free(world: &World, domain: &DomainId) {
+pub(crate) async fn wait_until_free(world: &World, domain: &DomainId) {
     let free = async {
         while !matches!(fence::busy(&*world.hypervisor, domain).await, Ok(None)) {
             tokio::time::sleep(PATIENCE.1).await;
@@ -56,7 +56,7 @@ pub(super) async fn wait_until_free(world: &World, domain: &DomainId) {
     let _ = tokio::time::timeout(PATIENCE.0, free).await;
 }
 
-pub(super) async fn observe(world: &World, domain: &DomainId) -> Result<Observation, Fault> {
+pub(crate) async fn observe(world: &World, domain: &DomainId) -> Result<Observation, Fault> {
     world.hypervisor.observe(domain).await.map_err(|e| match e.trouble {
         Trouble::TimedOut | Trouble::Busy => {
             let fault = e.fault(codes::DOMAIN_BUSY_ELSEWHERE, "look at the domain", domain.to_string());
@@ -126,7 +126,7 @@ pub(super) async fn choose(
     Ok(Choice { disks, left_out, warnings, instance: qemu.map(|qemu| qemu.instance.clone()), saved })
 }
 
-fn refuse(code: Code, domain: &DomainRef, cause: impl Into<String>) -> Fault {
+pub(super) fn refuse(code: Code, domain: &DomainRef, cause: impl Into<String>) -> Fault {
     Fault::permanent(code, DOING, domain.name.clone(), cause.into())
 }
 

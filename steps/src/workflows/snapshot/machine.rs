@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use vmkeep_workflow::Fault;
 
+use crate::backup::state::StateInput;
 use crate::codes;
 use crate::hypervisor::{Devices, DomainRef, NvramDef, Observation, TpmDef, TpmKind};
 use crate::snapshot::World;
@@ -20,7 +21,7 @@ fn refuse(domain: &DomainRef, cause: String) -> Fault {
 }
 
 /// Whether all that it has can be kept.
-pub(super) fn can_be_kept(seen: &Observation) -> Result<(), Fault> {
+pub(crate) fn can_be_kept(seen: &Observation) -> Result<(), Fault> {
     let Some(devices) = devices(seen) else { return Ok(()) };
     if let Some(NvramDef { elsewhere: Some(place), .. }) = &devices.nvram {
         let cause = format!("its firmware variables are not in a file, but in {place}");
@@ -37,14 +38,10 @@ pub(super) fn can_be_kept(seen: &Observation) -> Result<(), Fault> {
 }
 
 /// What there is to keep; nothing for most domains.
-pub(super) async fn to_keep(
-    world: &World,
-    seen: &Observation,
-    folder: std::path::PathBuf,
-) -> Result<Option<KeepInput>, Fault> {
-    let Some(devices) = devices(seen) else { return Ok(None) };
+pub(crate) async fn kept_state(world: &World, seen: &Observation) -> Result<StateInput, Fault> {
+    let Some(devices) = devices(seen) else { return Ok(StateInput::default()) };
     if devices.nvram.is_none() && devices.tpm.is_none() {
-        return Ok(None);
+        return Ok(StateInput::default());
     }
     let domain = &seen.domain;
     let own = world.hypervisor.own_folders().await;
@@ -59,5 +56,16 @@ pub(super) async fn to_keep(
         version: tpm.version.clone(),
         encrypted: tpm.encrypted,
     });
-    Ok(Some(KeepInput { folder, planned: Timestamp::now(), nvram, tpm }))
+    Ok(StateInput { nvram, tpm })
+}
+
+/// The same, for a backup into that folder.
+pub(super) async fn to_keep(
+    world: &World,
+    seen: &Observation,
+    folder: std::path::PathBuf,
+) -> Result<Option<KeepInput>, Fault> {
+    let StateInput { nvram, tpm } = kept_state(world, seen).await?;
+    let some = nvram.is_some() || tpm.is_some();
+    Ok(some.then(|| KeepInput { folder, planned: Timestamp::now(), nvram, tpm }))
 }

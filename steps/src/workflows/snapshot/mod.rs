@@ -3,6 +3,7 @@
 //! The plan's shape and the reasons for it stand in `STEPS.md`; here it is built ([`plan`]) from what is seen of the
 //! domain, after everything that could go wrong has been asked for ([`check`]). Nothing is changed while planning.
 
+mod at_rest;
 mod check;
 mod devices;
 mod facts;
@@ -10,6 +11,7 @@ mod images;
 mod machine;
 mod off;
 mod options;
+mod overlays;
 pub mod phases;
 mod plan;
 pub mod reboot;
@@ -26,9 +28,13 @@ use serde_json::Value;
 use vmkeep_workflow::ids::WorkflowName;
 use vmkeep_workflow::{Fault, Outputs, Plan, PlanContext, Registry, StepName, Workflow};
 
+pub(crate) use at_rest::{AtRest, at_rest};
+pub(crate) use check::{observe, wait_until_free};
 pub use devices::unfit as unfit_for_overlays;
 pub use facts::{Facts, LeftOutDisk};
+pub(crate) use machine::{can_be_kept, kept_state};
 pub use options::{MemoryOptions, Settings, SnapshotOptions};
+pub(crate) use overlays::{Overlays, SWITCH, TIDY};
 pub use phases::{Phase, Waits};
 pub use rule::{cannot_take_part, transient};
 pub use saving::SaveOptions;

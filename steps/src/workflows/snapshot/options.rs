@@ -47,6 +47,24 @@ pub struct SnapshotOptions {
     pub keep: Option<u32>,
 }
 
+impl SnapshotOptions {
+    /// Of the disks alone, for who puts nothing into a folder.
+    pub(super) fn of_disks() -> Self {
+        Self {
+            target: PathBuf::new(),
+            memory: None,
+            freeze: FreezePolicy::Never,
+            disks: Vec::new(),
+            bandwidth: 0,
+            merge_bandwidth: 0,
+            save: None,
+            after_reboot: AfterReboot::default(),
+            waits: None,
+            keep: None,
+        }
+    }
+}
+
 /// How much memory may take.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,6 +8,7 @@ use super::check::Choice;
 use super::facts::Facts;
 use super::machine;
 use super::options::{Settings, SnapshotOptions};
+use super::overlays::{Overlays, SWITCH, TIDY};
 use super::rule::transient;
 use super::saving::{self, SavePlan};
 use super::{NAME, VERSION, phases};
@@ -15,7 +16,6 @@ use crate::hypervisor::{DomainRef, Observation, RunState};
 use crate::image::chain::FileToCopy;
 use crate::manifest::{self, folder};
 use crate::recipe::{PATIENT_LOOK, PATIENTLY, patient, step};
-use crate::snapshot::commit::{CommitInput, CommitOverlay};
 use crate::snapshot::copy::{CopyImage, CopyInput};
 use crate::snapshot::disk::JobDisk;
 use crate::snapshot::folder::{FolderInput, PrepareFolder, check_target};
@@ -23,22 +23,14 @@ use crate::snapshot::freeze::{FreezeGuest, FreezeInput, FreezePolicy, ThawGuest}
 use crate::snapshot::machine::{KeepInput, KeepState};
 use crate::snapshot::mark::{Mark, MarkInput, Unmark};
 use crate::snapshot::memory::MemoryLimits;
-use crate::snapshot::overlay::{CreateOverlay, OverlayInput};
-use crate::snapshot::pivot::{Pivot, PivotInput};
 use crate::snapshot::publish::{Publish, PublishDisk, PublishInput, SealInput, SealMemory};
 use crate::snapshot::rest::{RestInput, TakeAtRest};
-use crate::snapshot::switch::{SwitchDefinition, SwitchInput};
 use crate::snapshot::take::{MemoryInput, TakeInput, TakeSnapshot};
-use crate::snapshot::tidy::{Tidy, TidyInput};
 use crate::snapshot::{Places, World};
 use crate::text::bytes;
 
 /// The name of the step that takes the snapshot.
 pub(super) const TAKE: &str = "take";
-
-/// The name of the step after which a start of the domain uses the overlays. The way back closes it: whoever starts the
-/// domain then, it is led home, whether or not a snapshot was ever taken. Until it is home the job is in no safe place.
-pub(super) const SWITCH: &str = "switch";
 
 pub(super) struct Builder<'a> {
     pub(super) world: &'a World,
@@ -80,14 +72,6 @@ impl Common {
     fn at_rest(&self) -> &'static str {
         if self.saving.is_some() { saving::RESUME } else { TAKE }
     }
-}
-
-pub(super) fn overlay_step(disk: &JobDisk) -> StepName {
-    format!("overlay/{}", disk.target).into()
-}
-
-fn commit_step(disk: &JobDisk) -> StepName {
-    format!("commit/{}", disk.target).into()
 }
 
 fn copy_step(file: &FileToCopy) -> StepName {
@@ -213,33 +197,19 @@ impl Builder<'_> {
 
     fn preparations(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
         let bitmaps = common.saving.as_ref().map(|plan| plan.bitmaps.as_slice()).unwrap_or_default();
-        for (at, disk) in common.disks.iter().enumerate() {
-            let bitmaps = bitmaps.get(at).cloned().unwrap_or_default();
-            let of = OverlayInput { domain: common.domain.clone(), disk: disk.clone(), bitmaps };
-            steps.push(
-                step::<CreateOverlay>(
-                    overlay_step(disk),
-                    format!("create the overlay of {}", disk.target),
-                    &of,
-                )?
-                .after("mark")
-                .undo(patient())
-                .deadline(Millis::secs(180)),
-            );
-        }
-        let switch = SwitchInput {
+        self.overlays(common).onto("mark", bitmaps, steps)
+    }
+
+    /// The overlays of the job, and the way there and back.
+    fn overlays(&self, common: &Common) -> Overlays {
+        Overlays {
             domain: common.domain.clone(),
+            store: self.settings.store.clone(),
             definition: common.definition.clone(),
             disks: common.disks.clone(),
-        };
-        steps.push(
-            step::<SwitchDefinition>(SWITCH, "let the definition name the overlays", &switch)?
-                .after_all(common.disks.iter().map(overlay_step))
-                .critical()
-                .undo(patient())
-                .deadline(Millis::secs(180)),
-        );
-        Ok(())
+            instance: common.instance.clone(),
+            bandwidth: self.options.merge_bandwidth,
+        }
     }
 
     fn act(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
@@ -441,54 +411,8 @@ impl Builder<'_> {
     }
 
     fn way_back(&self, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {
-        for disk in &common.disks {
-            let of = CommitInput {
-                domain: common.domain.clone(),
-                disk: disk.clone(),
-                instance: common.instance.clone().unwrap_or_default(),
-                bandwidth: self.options.merge_bandwidth,
-            };
-            steps.push(
-                step::<CommitOverlay>(
-                    commit_step(disk),
-                    format!("commit the overlay of {}", disk.target),
-                    &of,
-                )?
-                .after("publish")
-                .closes(SWITCH)
-                .retry(PATIENTLY)
-                .probing(PATIENT_LOOK)
-                .stall(Millis::secs(900)),
-            );
-        }
-        let pivot = PivotInput {
-            domain: common.domain.clone(),
-            store: self.settings.store.clone(),
-            definition: common.definition.clone(),
-            disks: common.disks.clone(),
-            instance: common.instance.clone().unwrap_or_default(),
-            bandwidth: self.options.merge_bandwidth,
-        };
-        steps.push(
-            step::<Pivot>("pivot", "bring the domain back to its images", &pivot)?
-                .after_all(common.disks.iter().map(commit_step))
-                .closes(SWITCH)
-                .retry(PATIENTLY)
-                .probing(PATIENT_LOOK),
-        );
-        let tidy = TidyInput {
-            domain: common.domain.clone(),
-            disks: common.disks.iter().map(|disk| (disk.clone(), overlay_step(disk))).collect(),
-            proof: "pivot".into(),
-        };
-        steps.push(
-            step::<Tidy>("tidy", "remove the overlays", &tidy)?
-                .after("pivot")
-                .closes(SWITCH)
-                .retry(PATIENTLY)
-                .probing(PATIENT_LOOK),
-        );
-        self.release("tidy", common, steps)
+        self.overlays(common).home("publish", steps)?;
+        self.release(TIDY, common, steps)
     }
 
     fn release(&self, last: &'static str, common: &Common, steps: &mut Vec<StepSpec>) -> Result<(), Fault> {

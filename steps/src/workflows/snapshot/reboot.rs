@@ -9,7 +9,7 @@
 
 use vmkeep_workflow::{JobStatus, Plan, StepName};
 
-use super::plan::SWITCH;
+use super::overlays::SWITCH;
 use super::saving::RESUME;
 use super::{Facts, NAME};
 use crate::hypervisor::{HvError, RunState, Trouble};

@@ -6,7 +6,8 @@ use vmkeep_workflow::plan::Probing;
 use vmkeep_workflow::plan::Retry;
 use vmkeep_workflow::{Code, Fault, Millis, StepName, StepSpec};
 
-use super::plan::{Builder, Common, SWITCH};
+use super::overlays::SWITCH;
+use super::plan::{Builder, Common};
 use crate::codes;
 use crate::hypervisor::{Bitmap, Observation, RunState};
 use crate::manifest::folder;
@@ -93,7 +94,7 @@ impl Builder<'_> {
             let found = self.world.hypervisor.bitmaps(&seen.domain.id, &disk.base.path).await;
             bitmaps.push(found.map_err(|e| refused(e, "ask QEMU about its bitmaps"))?);
         }
-        let made = disks.iter().map(|disk| (disk.clone(), super::plan::overlay_step(disk))).collect();
+        let made = disks.iter().map(|disk| (disk.clone(), super::overlays::overlay_step(disk))).collect();
         Ok(Some(SavePlan {
             saving: Saving {
                 domain: seen.domain.clone(),

@@ -1,0 +1,64 @@
+//! What is done to a restored file before it gets its name.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::codes::assert_told;
+use crate::image::root::Roots;
+
+fn place(folder: &Path, own: bool) -> Place {
+    let name = Component::literal("vda.raw".to_owned());
+    Place {
+        places: Places { roots: Arc::new(Roots::open([folder]).unwrap()) },
+        folder: folder.to_owned(),
+        own,
+        name: Some(name.clone()),
+        source: name,
+        rights: Wish::default(),
+    }
+}
+
+#[test]
+fn rights_are_given_to_the_file_that_was_written_and_to_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = Wish { mode: Some(crate::image::rights::FileMode(0o666)), ..Wish::default() };
+    let place = Place { rights: mode, ..place(dir.path(), false) };
+    let folder = place.open().unwrap();
+    let (aside, secret) = (Component::literal("aside".to_owned()), dir.path().join("secret"));
+    let path = dir.path().join("aside");
+    std::fs::write(&path, b"new").unwrap();
+    let written = Identity::at(&path).unwrap();
+    place.give_rights(&folder, &aside, &written).unwrap();
+    std::fs::write(&secret, b"old").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::hard_link(&secret, &path).unwrap();
+    for expected in [&written, &Identity::at(&secret).unwrap()] {
+        let fault = place.give_rights(&folder, &aside, expected).unwrap_err();
+        assert_eq!(fault.code, Code::EFFECT_DIVERGED);
+        assert_eq!(std::fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
+    }
+}
+
+/// The file under way is taken away by somebody right before it gets its name.
+fn vanished(own: bool) -> (Fault, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path(), own);
+    let folder = place.open().unwrap();
+    let old = dir.path().join("old.raw");
+    std::fs::write(&old, b"old").unwrap();
+    let fault = place.put(&folder, &place.aside(JobId::new())).unwrap_err();
+    assert_eq!(std::fs::read(&old).unwrap(), b"old", "the old image is as it was");
+    assert_eq!(fault.class, Class::Transient, "the next attempt copies it anew");
+    (fault, dir.path().join("vda.raw"))
+}
+
+#[test]
+fn an_image_that_cannot_be_given_its_name_leaves_the_old_one_alone() {
+    let (fault, path) = vanished(false);
+    assert_told(&fault, codes::CANNOT_RENAME_DISK_IMAGE, path.to_str().unwrap());
+    let (fault, path) = vanished(true);
+    assert_told(&fault, codes::CANNOT_MOVE_DISK_IMAGE_TO_ORIGINAL_LOCATION, path.to_str().unwrap());
+}
