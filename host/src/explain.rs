@@ -10,11 +10,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use vmkeep_steps::backup::commit::{CommitBackup, CommitOutput};
 use vmkeep_steps::deletion::read_again::{ReadAgain, Reread};
 use vmkeep_steps::deletion::remove::{RemoveBackups, Removed};
 use vmkeep_steps::hypervisor::RunState;
 use vmkeep_steps::inplace::discard::{Discard, Discarded};
 use vmkeep_steps::inplace::seen::{Exchanged, SeeRunning};
+use vmkeep_steps::restore::from_vault::reader::{EndReading, EndReadingOutput};
 use vmkeep_steps::restore::resume::{ResumeDomain, ResumeOutput};
 use vmkeep_steps::restore::settle::{Report, SettleDomain};
 use vmkeep_steps::save::resume::Back;
@@ -215,6 +217,20 @@ fn one(kind: &StepKind, output: &Value) -> Option<String> {
         let short = JobId::from(published.backup.0).short();
         return Some(format!(
             "Backup {short} was published; bring it back: vmkeep restore {short} --as NAME"
+        ));
+    }
+    if *kind == CommitBackup::KIND {
+        let committed: CommitOutput = read(output)?;
+        let short = JobId::from(uuid::Uuid::from_bytes(*committed.backup.bytes())).short();
+        return Some(format!(
+            "Backup {short} was committed; bring it back: vmkeep restore {short} --vault VAULT --as NAME"
+        ));
+    }
+    if *kind == EndReading::KIND {
+        let why = read::<EndReadingOutput>(output)?.left?;
+        return Some(format!(
+            "The vault was not told that nobody reads any more: {why}. Collections wait a day for that; to give the lease up \
+             at once: vmkeep vault leases VAULT"
         ));
     }
     if *kind == Pivot::KIND {

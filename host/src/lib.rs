@@ -16,6 +16,7 @@
 //! | what becomes of older ones after a backup | [`retention`] |
 //! | what would make backups fail | [`doctor`] |
 //! | the graphs of the workflows | [`diagram`] |
+//! | vaults: which there are, opening one | [`vaults`] |
 //!
 //! The binaries are a few lines each: everything is here, so that everything can be tested.
 
@@ -41,4 +42,5 @@ pub mod retention;
 pub mod site;
 pub mod store;
 pub mod text;
+pub mod vaults;
 pub mod verify;

@@ -75,7 +75,10 @@ fn order(args: &Restore) -> Result<(&'static str, serde_json::Value), Fault> {
         destroy: args.destroy,
         shutdown_ms: args.shutdown_time.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
     };
-    let backup = args.backup.clone().map(folder_or_id).transpose()?.unwrap_or_default();
+    let backup = match (&args.vault, args.backup.clone()) {
+        (Some(_), id) => id.unwrap_or_default(),
+        (None, backup) => backup.map(folder_or_id).transpose()?.unwrap_or_default(),
+    };
     let from = args.from.as_deref().map(whole).transpose()?;
     let folder = args.folder.as_deref().map(whole).transpose()?;
     if let Some(job) = args.undo.clone() {
@@ -86,6 +89,9 @@ fn order(args: &Restore) -> Result<(&'static str, serde_json::Value), Fault> {
         return Ok(("/v1/restore/discard", body(&DiscardRequest { job, reason, dry_run })?));
     }
     if args.in_place {
+        if let Some(vault) = &args.vault {
+            return Err(not_in_place(vault, &backup));
+        }
         let request = InPlaceRequest {
             backup,
             from,
@@ -111,6 +117,9 @@ fn order(args: &Restore) -> Result<(&'static str, serde_json::Value), Fault> {
     let request = RestoreRequest {
         backup,
         from,
+        vault: args.vault.clone(),
+        unchecked: args.unchecked,
+        format: args.format,
         trust_definition: args.trust_definition,
         name: args.name.clone().unwrap_or_default(),
         disks,
@@ -124,6 +133,15 @@ fn order(args: &Restore) -> Result<(&'static str, serde_json::Value), Fault> {
         dry_run,
     };
     Ok(("/v1/restore", body(&request)?))
+}
+
+/// A machine is only exchanged for one whose files are there.
+fn not_in_place(vault: &str, backup: &str) -> Fault {
+    let cause = "a backup in a vault comes back as a new domain, or as files; not in place";
+    Fault::permanent(codes::USAGE, "restore in place from a vault", backup, cause).remedy(format!(
+        "`vmkeep restore {backup} --vault {vault} --as NAME`; or `vmkeep vault export {vault} {backup} --to FOLDER`, and put \
+         the images into the place of the old ones while the domain is shut off"
+    ))
 }
 
 fn body<T: serde::Serialize>(request: &T) -> Result<serde_json::Value, Fault> {
@@ -162,7 +180,7 @@ pub(super) async fn show_backup(client: &Client, out: &Out, backup: &str) -> Res
     }
 }
 
-async fn go_on(client: &Client, out: &Out, waiting: &Waiting, accepted: Accepted) -> Ended {
+pub(super) async fn go_on(client: &Client, out: &Out, waiting: &Waiting, accepted: Accepted) -> Ended {
     match accepted {
         Accepted::Plan(plan) => {
             out.show(&plan, |plan| show::plan(plan))?;

@@ -7,11 +7,14 @@
 pub mod args;
 mod audit;
 mod backups;
+mod into_vault;
 mod job;
 mod kept;
 mod make;
 mod show;
 mod store;
+mod terminal;
+mod vault;
 mod wait;
 
 use std::ffi::OsString;
@@ -165,6 +168,7 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
         Command::Verify { backup, waiting } => {
             return make::verify(&client(global)?, out, &backup, &waiting).await;
         }
+        Command::Backup(args) => return into_vault::back_up(&client(global)?, out, args).await,
         Command::Snapshot(args) => return make::snapshot(&client(global)?, out, args).await,
         Command::Restore(args) => return make::restore(&client(global)?, out, *args).await,
         Command::Delete(args) => return backups::delete(&client(global)?, out, args).await,
@@ -193,6 +197,7 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
             out.show(&rows, |rows| show::history(rows))?;
         }
         Command::Audit(Audit::Prune(args)) => return audit::prune(&client(global)?, out, args).await,
+        Command::Vault(command) => return Box::pin(vault::carry_out(*command, global, out)).await,
         Command::Store(args::Store::Info) => store::info(global, out).await?,
         Command::Store(args::Store::Migrate { to, dry_run }) => {
             store::migrate(global, out, to.into(), dry_run).await?;

@@ -1,5 +1,6 @@
 //! The configuration file: TOML, every key optional, none unknown.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use vmkeep_store::burial::Policy;
 
 use super::places::Surroundings;
 use super::rights::FileRestore;
+use super::vaults::FileVault;
 use super::{ConfigError, Overrides};
 
 /// The file as it is written.
@@ -36,9 +38,15 @@ pub struct File {
     /// `[snapshot]`
     #[serde(default)]
     pub snapshot: FileSnapshot,
+    /// `[backup]`
+    #[serde(default)]
+    pub backup: FileBackup,
     /// `[restore]`
     #[serde(default)]
     pub restore: FileRestore,
+    /// `[vaults.NAME]`
+    #[serde(default)]
+    pub vaults: BTreeMap<String, FileVault>,
     /// `[log]`
     #[serde(default)]
     pub log: FileLog,
@@ -56,6 +64,18 @@ pub struct FileSnapshot {
     pub overlay_dir: Option<PathBuf>,
     /// What becomes of a guest that the end of the host took down in the middle of a job: `start` or `leave`.
     pub after_reboot: Option<AfterReboot>,
+}
+
+/// What backups into vaults do unless told otherwise.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileBackup {
+    /// The vault that is meant where none is named.
+    pub vault: Option<String>,
+    /// A folder for what guests overwrite while they are backed up.
+    pub scratch_dir: Option<PathBuf>,
+    /// After so many days a disk is read whole again.
+    pub full_every_days: Option<u32>,
 }
 
 /// Where backups and restored images may be put.
@@ -225,6 +245,7 @@ impl super::Config {
             roots.push(restore_dir.clone());
         }
 
+        let vaults = super::vaults::resolve(file.vaults)?;
         Ok(Self {
             state_dir,
             socket,
@@ -247,11 +268,41 @@ impl super::Config {
                     .transpose()?,
                 after_reboot: file.snapshot.after_reboot.unwrap_or_default(),
             },
+            backup: backup(file.backup, &vaults)?,
             restore: super::rights::resolve(&file.restore)?,
+            vaults,
             log: log(file.log, around),
             file: path,
         })
     }
+}
+
+fn backup(
+    file: FileBackup,
+    vaults: &std::collections::BTreeMap<super::VaultName, super::VaultSettings>,
+) -> Result<super::BackupDefaults, ConfigError> {
+    let named = |name: String| -> Result<super::VaultName, ConfigError> {
+        let name: super::VaultName = name.parse().map_err(|e| impossible("backup.vault", &format!("{e}")))?;
+        if vaults.contains_key(&name) {
+            return Ok(name);
+        }
+        Err(impossible("backup.vault", &format!("there is no table [vaults.{name}]")))
+    };
+    // One alone is meant.
+    let only = || vaults.keys().next().filter(|_| vaults.len() == 1).cloned();
+    Ok(super::BackupDefaults {
+        vault: file.vault.map(named).transpose()?.or_else(only),
+        scratch_dir: file.scratch_dir.map(|dir| absolute("backup.scratch_dir", &dir)).transpose()?,
+        full_every_days: match file.full_every_days {
+            Some(0) => {
+                return Err(impossible(
+                    "backup.full_every_days",
+                    "every backup would be a full one: use --full",
+                ));
+            }
+            days => days.unwrap_or(super::BackupDefaults::default().full_every_days),
+        },
+    })
 }
 
 fn limits(file: &FileLimits) -> Result<super::Limits, ConfigError> {

@@ -12,13 +12,16 @@ mod file;
 mod places;
 mod rights;
 mod uri;
+mod vaults;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use file::{File, LogFormat, StoreEngine};
 pub use places::{Overrides, Surroundings};
 pub use uri::check_uri;
+pub use vaults::{KeySource, NotAName, VaultName, VaultSettings};
 
 use vmkeep_steps::restore::RightsSettings;
 use vmkeep_steps::save::AfterReboot;
@@ -52,6 +55,10 @@ pub struct Config {
     pub snapshot: SnapshotDefaults,
     /// Whose restored files become.
     pub restore: RightsSettings,
+    /// The vaults that are known by name.
+    pub vaults: BTreeMap<VaultName, VaultSettings>,
+    /// What backups into vaults do.
+    pub backup: BackupDefaults,
     /// What is logged, and how.
     pub log: Log,
     /// The file that was read, if one was.
@@ -105,6 +112,23 @@ pub struct SnapshotDefaults {
     pub overlay_dir: Option<PathBuf>,
     /// Whether a guest that ran before is started after a reboot.
     pub after_reboot: AfterReboot,
+}
+
+/// What backups into vaults do unless told otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupDefaults {
+    /// The vault that is meant where none is named.
+    pub vault: Option<VaultName>,
+    /// A folder for what guests overwrite while they are backed up; nothing: beside their images. Absolute.
+    pub scratch_dir: Option<PathBuf>,
+    /// After so many days a disk is read whole again, whatever bitmaps say.
+    pub full_every_days: u32,
+}
+
+impl Default for BackupDefaults {
+    fn default() -> Self {
+        Self { vault: None, scratch_dir: None, full_every_days: 35 }
+    }
 }
 
 /// What is logged, and how.
@@ -194,7 +218,9 @@ impl From<ConfigError> for Fault {
             ConfigError::Wrong { .. } | ConfigError::Impossible { .. } => {
                 "Correct the value; docs/configuration.md lists all keys"
             }
-            ConfigError::Missing(_) => "Name the folder, with --state-dir or in the configuration file",
+            ConfigError::Missing(_) => {
+                "Name it in the configuration file; the state folder also with --state-dir"
+            }
             ConfigError::Protocol { .. } => {
                 "Give a path, or `file://` and a path; mount here what is on another host"
             }

@@ -173,9 +173,12 @@ fn the_documented_configuration_is_understood_and_names_every_key() {
     // The example is the default, but for what has none.
     let limits = Limits { memory: None, ..config.limits.clone() };
     let snapshot = SnapshotDefaults { ram_disk: None, overlay_dir: None, ..config.snapshot.clone() };
+    let backup = BackupDefaults { vault: None, scratch_dir: None, ..config.backup.clone() };
     let restore = RightsSettings::default();
     assert_ne!(config.restore, restore);
-    assert_eq!(Config { limits, snapshot, restore, ..config }, bare);
+    let named: Vec<&str> = config.vaults.keys().map(VaultName::as_str).collect();
+    assert_eq!(named, ["bucket", "offsite"]);
+    assert_eq!(Config { limits, snapshot, backup, restore, vaults: BTreeMap::new(), ..config }, bare);
     for key in [
         "state_dir",
         "socket",
@@ -191,10 +194,22 @@ fn the_documented_configuration_is_understood_and_names_every_key() {
         "ram_disk",
         "overlay_dir",
         "after_reboot",
+        "vault",
+        "scratch_dir",
+        "full_every_days",
         "owner",
         "group",
         "mode",
         "directory_mode",
+        "url",
+        "key_file",
+        "passphrase_file",
+        "credentials",
+        "identity",
+        "known_hosts",
+        "ssh_config",
+        "allow_volatile",
+        "several_hosts",
         "format",
         "level",
     ] {
@@ -211,4 +226,45 @@ fn the_engine_of_the_store_is_chosen_by_name() {
         let error = resolve(&format!("[store]\nengine = \"{wrong}\"\n"), &user()).unwrap_err();
         assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{wrong}");
     }
+}
+
+#[test]
+fn a_vault_is_known_by_its_name_with_all_that_opens_it() {
+    let text = "[vaults.home]\nurl = \"file:///srv/vault\"\nkey_file = \"/k\"\nseveral_hosts = true\n\
+                [vaults.a-1]\nurl = \"sftp://b@h:2222/v\"\nidentity = \"/i\"\nallow_volatile = true\n";
+    let config = resolve(text, &user()).unwrap();
+    let names: Vec<&str> = config.vaults.keys().map(VaultName::as_str).collect();
+    assert_eq!(names, ["a-1", "home"]);
+    let home = &config.vaults[&"home".parse().unwrap()];
+    assert_eq!(home.key, Some(KeySource::KeyFile("/k".into())));
+    let (away, options) = (&config.vaults[&"a-1".parse().unwrap()], home.options(false));
+    assert!(options.several_hosts && !options.allow_volatile && !options.create);
+    assert_eq!((away.key.as_ref(), away.identity.as_deref()), (None, Some(Path::new("/i"))));
+    assert!(away.options(true).allow_volatile && away.options(true).create);
+    assert_eq!((home.label(), away.url.to_string()), ("home".into(), "sftp://b@h:2222/v".into()));
+}
+
+#[test]
+fn what_is_wrong_about_a_vault_is_named_and_a_secret_in_its_address_is_not_repeated() {
+    let url = "url = \"file:///v\"";
+    for (text, word) in [
+        (format!("[vaults.Home]\n{url}"), "vaults.Home"),
+        (format!("[vaults.\"../x\"]\n{url}"), "small letters"),
+        (format!("[vaults.{}]\n{url}", "x".repeat(41)), "small letters"),
+        (format!("[vaults.v]\n{url}\nkey_files = \"/k\""), "key_files"),
+        (format!("[vaults.v]\n{url}\nkey_file = \"k\""), "vaults.v.key_file"),
+        (format!("[vaults.v]\n{url}\nkey_file = \"/k\"\npassphrase_file = \"/p\""), "not both"),
+        ("[vaults.v]\nurl = \"/srv/vault\"".to_owned(), "vaults.v.url"),
+        ("[vaults.v]\nurl = \"ftp://h/v\"".to_owned(), "ftp://"),
+        ("[vaults.v]\nurl = \"sftp://b:hush-hush@h/v\"".to_owned(), "password"),
+        ("[vaults.v]\nurl = \"s3://b/v?secret=hush-hush\"".to_owned(), "vaults.v.url"),
+    ] {
+        let error = resolve(&text, &user()).unwrap_err();
+        assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{text}");
+        let said = error.to_string();
+        assert!(said.contains(word) && !said.contains("hush"), "{text}: {said}");
+    }
+    let error = resolve("[vaults.v]\nkey_file = \"/k\"\n", &user()).unwrap_err();
+    assert_eq!(error.code(), codes::MISSING_PARAMETER_IN_CONFIG_FILE);
+    assert!(error.to_string().contains("vaults.v.url"), "{error}");
 }

@@ -34,6 +34,7 @@ use jiff::Timestamp;
 use tokio::sync::watch as channel;
 use vmkeep_steps::hypervisor::LocalStorage;
 use vmkeep_steps::snapshot::World;
+use vmkeep_steps::vaults::Vaults;
 use vmkeep_store::Store;
 use vmkeep_workflow::engine::{self, SystemClock};
 use vmkeep_workflow::journal::StoreError;
@@ -50,6 +51,7 @@ use crate::environment::Facts;
 use crate::heads::Sealer;
 use crate::hypervisor::Libvirt;
 use crate::site::{Host, OpenRoots, Site};
+use crate::vaults::HostVaults;
 
 /// How long libvirt is waited for when the only thing left to do is to set guests free.
 const LAST_WAIT: Duration = Duration::from_secs(60);
@@ -77,9 +79,10 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let roots = OpenRoots::open(&config.roots, &config.restore_dir)?;
 
     let facts = Facts::new();
+    let vaults: Arc<dyn Vaults> = Arc::new(HostVaults::new(&config));
     let events: Arc<dyn EventStore> = store.clone();
     let engine = Engine::new(engine::Config {
-        registry: crate::site::registry(&libvirt, &world, &events, &roots, &config),
+        registry: crate::site::registry(&libvirt, &world, &events, &roots, vaults.clone(), &config),
         store: events.clone(),
         clock: Arc::new(SystemClock),
         environment: Arc::new(full::Surroundings {
@@ -95,8 +98,15 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let (phase, phases) = channel::channel(DaemonPhase::WaitingForLibvirt);
     let phase = Arc::new(phase);
     let owner = rustix::process::geteuid().as_raw();
-    let site: Arc<dyn Site> =
-        Arc::new(Host::new(config.clone(), libvirt.clone(), roots, facts.clone(), engine.clone(), catalogue));
+    let site: Arc<dyn Site> = Arc::new(Host {
+        config: config.clone(),
+        libvirt: libvirt.clone(),
+        roots,
+        vaults,
+        facts: facts.clone(),
+        engine: engine.clone(),
+        catalogue,
+    });
     let freeze = config.limits.freeze;
     let sealer = Arc::new(Sealer::new(store.clone(), &config.state_dir));
     let sealing = tokio::spawn(sealer.clone().regularly());

@@ -4,6 +4,8 @@
 //! - **Stopped by an I/O error on our overlay.** The copy that may have taken the room is given up by the step itself,
 //!   which looks five times a second; as soon as there is room again the guest is resumed here ([`rescue`]), whatever
 //!   phase the job is in, also when it waits for its next attempt or for an operator.
+//! - **Stopped by an I/O error while a pull of ours goes on.** Whose error it was cannot be told, and a pull can be repeated: it
+//!   is ended, and the guest resumed ([`end::rescue`]).
 //! - **Frozen for too long.** From the note of the freeze on the limit runs (`limits.freeze`). Whatever holds the
 //!   snapshot up then, the guest is thawed, and thawed again as long as the note is there: an agent that did not answer
 //!   in time may freeze late. The note stays, since the job's own thaw goes by it; the snapshot asks the agent after its
@@ -25,6 +27,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 use vmkeep_libvirt::Event;
 use vmkeep_libvirt::event::Lifecycle;
+use vmkeep_steps::backup::end;
 use vmkeep_steps::hypervisor::{DomainId, Hold, HvError, Marker, PauseReason, RunState, Trouble};
 use vmkeep_steps::snapshot::World;
 use vmkeep_steps::snapshot::rescue::{Rescue, rescue};
@@ -213,6 +216,12 @@ impl Guard {
             }
             None => 0,
         };
+        if end::rescue(&self.dog.world, &self.domain).await? {
+            seen.resumed = Some((Instant::now(), row));
+            let act = "ended the backup job and resumed the guest, which QEMU had stopped".to_owned();
+            self.did(job, act, "done".to_owned());
+            return Ok(());
+        }
         match rescue(&self.dog.world, &self.dog.store, &self.domain).await? {
             Rescue::NotOurs => {}
             Rescue::Resumed { overlays } => {

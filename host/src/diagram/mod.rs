@@ -6,6 +6,8 @@
 //! that a stored picture differs from a fresh one only when the code does.
 
 mod dot;
+mod paper_guest;
+mod paper_vault;
 mod sketch;
 
 use vmkeep_workflow::Fault;
@@ -17,7 +19,7 @@ use vmkeep_workflow::Fault;
 pub async fn all() -> Result<Vec<(String, String)>, Fault> {
     let scene = sketch::Scene::new()?;
     let mut drawn = Vec::new();
-    for (name, plan) in scene.plans().await? {
+    for (name, plan) in Box::pin(scene.plans()).await? {
         drawn.push((name.to_owned(), scene.anonymous(&dot::draw(name, &plan))));
     }
     Ok(drawn)

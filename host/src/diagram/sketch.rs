@@ -7,17 +7,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use vmkeep_steps::backup::{Asked, Backup, BackupOptions, BackupSettings};
 use vmkeep_steps::deletion::options::Chosen;
 use vmkeep_steps::deletion::workflow::{DELETE, PRUNE};
 use vmkeep_steps::deletion::{DeleteOptions, Deletion, PruneOptions, Users};
-use vmkeep_steps::hypervisor::{
-    Backing, Commit, Control, Definition, Devices, DiskChange, DiskDef, DiskDevice, DiskSource, DomainId,
-    DomainJob, DomainRef, FileId, FreezeState, HvError, HvResult, Hypervisor, Image, Layer, Marker,
-    NewIdentity, Observation, OverlaySpec, OwnFolders, Qemu, QemuDisk, RunState, Space, Storage, Take,
-    Target, Trouble,
-};
+use vmkeep_steps::hypervisor::FileId;
 use vmkeep_steps::image::copy::Identity;
 use vmkeep_steps::image::qcow2::Format;
 use vmkeep_steps::image::root::{Component, Roots};
@@ -30,23 +25,28 @@ use vmkeep_steps::manifest::{
 use vmkeep_steps::reconcile::Sweep;
 use vmkeep_steps::reconcile::sweep::Jobs;
 use vmkeep_steps::reconcile::workflow::{Repair, RepairOptions};
+use vmkeep_steps::restore::from_vault::{self, VaultRestore, VaultRestoreOptions};
 use vmkeep_steps::restore::{Restore, RestoreOptions, RestoreSettings, Then};
 use vmkeep_steps::save::AfterReboot;
 use vmkeep_steps::snapshot::freeze::FreezePolicy;
 use vmkeep_steps::snapshot::{Places, World};
+use vmkeep_steps::vaults::Vaults;
 use vmkeep_steps::workflows::snapshot::{
     self as live, MemoryOptions, Phase, SaveOptions, Settings, Snapshot, SnapshotOptions, Waits,
 };
+use vmkeep_vault::ids::DomainId as VaultDomain;
 use vmkeep_workflow::{
     Actor, Fault, IfBusy, JobId, JobRequest, JobStatus, JobSummary, Plan, PlanContext, Registry, Seq,
     Subject, Workflow, WorkflowName,
 };
 
+use super::paper_guest::{Guest, guest};
+use super::paper_vault::PaperVault;
 use crate::codes;
 
-const GIB: u64 = 1 << 30;
+pub(super) const GIB: u64 = 1 << 30;
 /// The definition of the machine that is kept aside.
-const KEPT: &str = "<kept/>";
+pub(super) const KEPT: &str = "<kept/>";
 
 /// The paper.
 pub(super) struct Scene {
@@ -169,6 +169,7 @@ impl Scene {
         let name = vmkeep_steps::restore::workflow::NAME;
         let warm = self.plan(&restore, name, &options(false, Then::Running)).await?;
         let cold = self.plan(&restore, name, &options(true, Then::Default)).await?;
+        let vaulted = Box::pin(self.vaulted(&roots)).await?;
         let exchange = self.exchange(&roots)?;
         let options = InPlaceOptions {
             backup: self.folder.join("root/backup"),
@@ -185,7 +186,10 @@ impl Scene {
         let in_place = self.plan(&exchange, inplace::workflow::NAME, &options).await?;
         let options = UndoOptions { job: self.job, cold: false, rest: Rest::default(), then: Then::Default };
         let undo = self.plan(&RestoreUndo(exchange), inplace::undo::NAME, &options).await?;
+        let [backup, restore_vault] = vaulted;
         Ok(vec![
+            ("backup", backup),
+            ("restore-vault", restore_vault),
             ("snapshot", with_memory),
             ("snapshot-disk-only", disks_only),
             ("snapshot-save", saving),
@@ -198,6 +202,42 @@ impl Scene {
             ("prune", prune),
             ("repair", repair),
         ])
+    }
+
+    /// A backup into a vault, and a restore from there.
+    async fn vaulted(&self, roots: &Arc<Roots>) -> Result<[Plan; 2], Fault> {
+        let domain = VaultDomain::new(*guest().id.0.as_bytes());
+        let vault = Box::pin(PaperVault::new(domain, &guest().name, 2 * GIB)).await.map_err(|e| fault(&e))?;
+        let backup = vault.backup;
+        let vaults: Arc<dyn Vaults> = Arc::new(vault);
+        let recipe = Backup::new(self.world(), vaults.clone(), BackupSettings::new("store", "vmkeep"));
+        let options = BackupOptions {
+            vault: "VAULT".to_owned(),
+            kind: Asked::Auto,
+            freeze: FreezePolicy::IfPossible,
+            disks: Vec::new(),
+            bandwidth: 0,
+            allow_plaintext: false,
+        };
+        let made = self.plan(&recipe, vmkeep_steps::backup::NAME, &options).await?;
+        let places = Places { roots: roots.clone() };
+        let recipe = VaultRestore::new(self.world(), places, vaults, RestoreSettings::default());
+        let options = VaultRestoreOptions {
+            vault: "VAULT".to_owned(),
+            backup,
+            domain,
+            unchecked: false,
+            trusted: false,
+            name: "COPY".to_owned(),
+            folder: Some(self.folder.join("root/restored")),
+            disks: BTreeMap::new(),
+            format: Format::Raw,
+            then: Then::Running,
+            connect: false,
+            autostart: false,
+            bandwidth: 0,
+        };
+        Ok([made, self.plan(&recipe, from_vault::workflow::NAME, &options).await?])
     }
 
     /// Exchanges of machines, with one that is kept aside.
@@ -250,7 +290,8 @@ impl Scene {
         options: &O,
     ) -> Result<Plan, Fault> {
         // The subject of a restore is the new domain.
-        let subject = if name == vmkeep_steps::restore::workflow::NAME {
+        let new = [vmkeep_steps::restore::workflow::NAME, from_vault::workflow::NAME];
+        let subject = if new.contains(&name) {
             Subject { id: Uuid::from_u128(8).to_string(), label: "COPY".to_owned() }
         } else {
             Subject { id: guest().id.to_string(), label: guest().name }
@@ -398,212 +439,4 @@ fn backup(root: &Path, name: &str, id: u8) -> Result<(), Fault> {
     };
     manifest::publish(&folder, &manifest).map_err(|e| fault(&e))?;
     Ok(())
-}
-
-fn guest() -> DomainRef {
-    DomainRef { id: DomainId(Uuid::from_u128(0x0123_4567)), name: "GUEST".to_owned() }
-}
-
-/// The guest on paper.
-#[derive(Debug)]
-struct Guest {
-    folder: PathBuf,
-}
-
-impl Guest {
-    fn layer(&self, target: &str) -> Layer {
-        Layer { path: self.folder.join(format!("{target}.raw")), format: "raw".to_owned() }
-    }
-
-    fn definition(&self) -> Definition {
-        self.definition_in("")
-    }
-
-    /// The definition with its disks in a folder of its own.
-    fn definition_in(&self, folder: &str) -> Definition {
-        let disk = |target: &str| DiskDef {
-            target: target.into(),
-            device: DiskDevice::Disk,
-            source: DiskSource::File(self.folder.join(folder).join(format!("{target}.raw"))),
-            format: Some("raw".to_owned()),
-            backing: Backing::Probed,
-            read_only: false,
-            shareable: false,
-            transient: false,
-            encrypted: false,
-            mirror: None,
-        };
-        Definition {
-            xml: String::new(),
-            bare: String::new(),
-            disks: vec![disk("vda"), disk("vdb")],
-            devices: Devices { memory: GIB, agent: true, ..Devices::default() },
-        }
-    }
-}
-
-fn refused<T>() -> HvResult<T> {
-    Err(HvError::new(Trouble::Unsupported, "this guest exists on paper only"))
-}
-
-#[async_trait]
-impl Hypervisor for Guest {
-    async fn environment(&self) -> HvResult<BTreeMap<String, String>> {
-        Ok(BTreeMap::new())
-    }
-    async fn own_folders(&self) -> HvResult<OwnFolders> {
-        refused()
-    }
-    async fn domains(&self) -> HvResult<Vec<DomainRef>> {
-        Ok(vec![guest()])
-    }
-    async fn find(&self, _: &str) -> HvResult<DomainRef> {
-        Err(HvError::new(Trouble::NoSuchDomain, "there is no such domain"))
-    }
-    async fn observe(&self, _: &DomainId) -> HvResult<Observation> {
-        let disk = |target: &str| QemuDisk {
-            target: Target(target.to_owned()),
-            chain: vec![self.layer(target)],
-            read_only: false,
-        };
-        Ok(Observation {
-            domain: guest(),
-            state: RunState::Running,
-            persistent: Some(self.definition()),
-            live: Some(self.definition()),
-            qemu: Some(Qemu {
-                instance: "paper".to_owned(),
-                disks: vec![disk("vda"), disk("vdb")],
-                jobs: Vec::new(),
-                open: Vec::new(),
-            }),
-            marker: None,
-            persistent_marker: None,
-            managed_save: false,
-            autostart: false,
-            saved: None,
-            crashed: false,
-            snapshots: Vec::new(),
-            checkpoints: Vec::new(),
-        })
-    }
-    async fn state(&self, _: &DomainId) -> HvResult<RunState> {
-        Ok(RunState::Running)
-    }
-    async fn qemu(&self, _: &DomainId) -> HvResult<Option<Qemu>> {
-        refused()
-    }
-    async fn control(&self, _: &DomainId) -> HvResult<Control> {
-        Ok(Control::Idle)
-    }
-    async fn domain_job(&self, _: &DomainId) -> HvResult<Option<DomainJob>> {
-        Ok(None)
-    }
-    async fn abort_domain_job(&self, _: &DomainId) -> HvResult<()> {
-        refused()
-    }
-    async fn stragglers(&self, _: &DomainId) -> HvResult<Option<String>> {
-        Ok(None)
-    }
-    async fn redefine_disks(&self, _: &DomainId, _: &DiskChange) -> HvResult<()> {
-        refused()
-    }
-    async fn sync_definitions(&self) -> HvResult<()> {
-        refused()
-    }
-    async fn set_marker(&self, _: &DomainId, _: &Marker) -> HvResult<()> {
-        refused()
-    }
-    async fn set_hold(&self, _: &DomainId, _: &Marker) -> HvResult<()> {
-        refused()
-    }
-    async fn clear_marker(&self, _: &DomainId) -> HvResult<()> {
-        refused()
-    }
-    async fn take(&self, _: &DomainId, _: &Take) -> HvResult<()> {
-        refused()
-    }
-    async fn suspend(&self, _: &DomainId) -> HvResult<()> {
-        refused()
-    }
-    async fn resume(&self, _: &DomainId) -> HvResult<()> {
-        refused()
-    }
-    async fn freeze_state(&self, _: &DomainId) -> HvResult<FreezeState> {
-        refused()
-    }
-    async fn freeze(&self, _: &DomainId) -> HvResult<u32> {
-        refused()
-    }
-    async fn thaw(&self, _: &DomainId) -> HvResult<u32> {
-        refused()
-    }
-    async fn commit_begin(&self, _: &DomainId, _: &Commit) -> HvResult<()> {
-        refused()
-    }
-    async fn commit_pivot(&self, _: &DomainId, _: &Commit) -> HvResult<()> {
-        refused()
-    }
-    async fn commit_abort(&self, _: &DomainId, _: &Commit) -> HvResult<()> {
-        refused()
-    }
-    async fn close_unused(&self, _: &DomainId, _: &[PathBuf]) -> HvResult<()> {
-        refused()
-    }
-    async fn memory_image_definition(&self, _: &Path) -> HvResult<String> {
-        Ok(String::new())
-    }
-    async fn memory_image_head(&self, _: &Path, _: &str) -> HvResult<Vec<u8>> {
-        refused()
-    }
-    async fn pull_links(&self, _: &DomainId) -> HvResult<u32> {
-        refused()
-    }
-    async fn define_new(&self, _: &str) -> HvResult<DomainRef> {
-        refused()
-    }
-    async fn undefine(&self, _: &DomainId) -> HvResult<()> {
-        refused()
-    }
-    async fn start(&self, _: &DomainId, _: bool) -> HvResult<()> {
-        refused()
-    }
-    async fn start_from_memory(&self, _: &Path, _: &str, _: bool) -> HvResult<()> {
-        refused()
-    }
-    async fn set_autostart(&self, _: &DomainId, _: bool) -> HvResult<()> {
-        refused()
-    }
-    async fn destroy(&self, _: &DomainId) -> HvResult<()> {
-        refused()
-    }
-    fn rewrite_definition(&self, _: &str, _: &NewIdentity) -> HvResult<String> {
-        Ok(String::new())
-    }
-    fn definition_changes(&self, _: &str, _: &str) -> HvResult<Vec<String>> {
-        Ok(Vec::new())
-    }
-    fn parse_definition(&self, xml: &str) -> HvResult<Definition> {
-        Ok(self.definition_in(if xml == KEPT { "kept" } else { "" }))
-    }
-}
-
-#[async_trait]
-impl Storage for Guest {
-    async fn inspect(&self, _: &Layer) -> HvResult<Option<Image>> {
-        refused()
-    }
-    async fn create_overlay(&self, _: &OverlaySpec) -> HvResult<Image> {
-        refused()
-    }
-    async fn remove(&self, _: &Path, _: FileId) -> HvResult<bool> {
-        refused()
-    }
-    async fn commit_offline(&self, _: &Layer, _: &Layer, _: &CancellationToken) -> HvResult<()> {
-        refused()
-    }
-    async fn space(&self, _: &Path) -> HvResult<Space> {
-        Ok(Space { total: 1024 * GIB, free: 1024 * GIB, dev: 0 })
-    }
-    async fn flush(&self, _: &Path) {}
 }

@@ -49,7 +49,7 @@ impl Libvirt {
     }
 
     /// Sends a command to QEMU's monitor and gives its answer.
-    async fn monitor(&self, domain: &DomainId, what: &str, command: Value) -> HvResult<Value> {
+    pub(super) async fn monitor(&self, domain: &DomainId, what: &str, command: Value) -> HvResult<Value> {
         let text = self.urgent(domain, what, move |d| d.qmp_raw(&command.to_string())).await?;
         answer(&text, what)
     }

@@ -24,12 +24,14 @@ pub(super) fn write(marker: &Marker) -> Result<String, XmlError> {
     Ok(element.to_string())
 }
 
-/// Sets the marker in the persistent definition, and in the live one if there is one.
+/// Sets the marker in each definition that there is: the persistent one, and the live one.
 ///
 /// In this order, here and when it is removed: a domain that somebody starts meanwhile takes the persistent definition as
 /// it is at that moment, and is seen to run afterwards. The other way round it would be left with what was there before.
 pub(super) fn set_everywhere(domain: &Domain, element: &str) -> Result<(), Error> {
-    set(domain, Some(element), ImpactFlags::CONFIG)?;
+    if domain.is_persistent()? {
+        set(domain, Some(element), ImpactFlags::CONFIG)?;
+    }
     set_live(domain, Some(element))
 }
 

@@ -19,6 +19,7 @@ mod graph;
 mod machine;
 mod marker;
 mod observe;
+mod pulling;
 mod reach;
 mod restored;
 mod saving;
@@ -40,8 +41,8 @@ use vmkeep_libvirt::xml::DomainXml;
 use vmkeep_libvirt::{Client, ClientOptions, Status};
 use vmkeep_steps::hypervisor::{
     Bitmap, Commit, Control, Definition, DiskChange, DomainId, DomainJob, DomainRef, FreezeState, HvError,
-    HvResult, Hypervisor, Layer, MARKER_NAMESPACE, Marker, NewIdentity, Observation, OwnFolders, Qemu,
-    RunState, Standstills, Take, Target, Trouble,
+    HvResult, Hypervisor, Layer, MARKER_NAMESPACE, Marker, NewIdentity, Observation, OwnFolders, Pull,
+    Pulling, Qemu, RunState, Standstills, Take, Target, Trouble,
 };
 
 pub use definition::read as read_definition;
@@ -396,6 +397,26 @@ impl Hypervisor for Libvirt {
 
     async fn give_checkpoint(&self, domain: &DomainId, name: &str, xml: &str) -> HvResult<()> {
         self.return_checkpoint(domain, name, xml).await
+    }
+
+    async fn socket_folder(&self, domain: &DomainId) -> HvResult<PathBuf> {
+        self.folder_of_sockets(domain).await
+    }
+
+    async fn pull_begin(&self, domain: &DomainId, pull: &Pull) -> HvResult<()> {
+        self.begin_pull(domain, pull.clone()).await
+    }
+
+    async fn pulling(&self, domain: &DomainId) -> HvResult<Pulling> {
+        self.look_at_pulls(domain).await
+    }
+
+    async fn pull_clean(&self, domain: &DomainId, scratch: &[PathBuf]) -> HvResult<()> {
+        self.clean_after_pull(domain, scratch).await
+    }
+
+    async fn delete_checkpoint(&self, domain: &DomainId, name: &str) -> HvResult<()> {
+        self.remove_checkpoint(domain, name).await
     }
 
     fn with_marker(&self, xml: &str, marker: &Marker) -> HvResult<String> {

@@ -40,6 +40,7 @@ fn kind(error: &Error) -> Trouble {
         }
         ErrorCode::ResourceBusy | ErrorCode::BlockCopyActive => Trouble::Busy,
         ErrorCode::DomExist => Trouble::Exists,
+        ErrorCode::CheckpointInconsistent | ErrorCode::NoDomainCheckpoint => Trouble::BitmapUnusable,
         // QEMU's refusals come as text inside catch-all codes.
         _ if says("Failed to get \"write\" lock")
             || says("Failed to get shared")
@@ -47,6 +48,7 @@ fn kind(error: &Error) -> Trouble {
         {
             Trouble::Locked
         }
+        ErrorCode::InternalError if says("backup job data missing") => Trouble::JobLost,
         ErrorCode::OperationInvalid if says("not running") => Trouble::NotRunning,
         ErrorCode::OperationFailed if says("already exists with uuid") => Trouble::Exists,
         ErrorCode::OpenFailed | ErrorCode::ReadFailed | ErrorCode::WriteFailed => Trouble::Io,

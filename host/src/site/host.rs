@@ -1,12 +1,12 @@
 //! The host that the daemon runs on.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use vmkeep_steps::backup::BackupSettings;
 use vmkeep_steps::deletion::OpenJobs;
 use vmkeep_steps::hypervisor::{DomainRef, Hypervisor, Trouble};
 use vmkeep_steps::image::root::TargetRoot;
@@ -15,6 +15,7 @@ use vmkeep_steps::reconcile::Leftover;
 use vmkeep_steps::reconcile::sweep::Journals;
 use vmkeep_steps::restore::RestoreSettings;
 use vmkeep_steps::snapshot::{Places, World};
+use vmkeep_steps::vaults::Vaults;
 use vmkeep_steps::workflows::snapshot::Settings;
 use vmkeep_steps::workflows::{self, Parts};
 use vmkeep_workflow::engine::Limits;
@@ -22,11 +23,13 @@ use vmkeep_workflow::journal::Record;
 use vmkeep_workflow::{Actor, Engine, EventStore, Fault, Registry, Subject};
 
 use super::backups::Backup;
-use super::{OpenRoots, Order, Site, backups, deletions, domains, exchange, leftovers, orders, patience};
+use super::{
+    OpenRoots, Order, Site, backups, deletions, domains, exchange, from_vault, leftovers, orders, patience,
+};
 use crate::api::types::{
-    BackupDetail, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, ErrorBody, Finding,
-    ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest,
-    RestoreRequest, SnapshotRequest, UndoRequest,
+    BackupDetail, BackupRequest, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, ErrorBody,
+    Finding, ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest,
+    RebuildRequest, RestoreRequest, SnapshotRequest, UndoRequest,
 };
 use crate::catalogue::{Catalogue, Report, View};
 use crate::codes;
@@ -42,6 +45,7 @@ pub fn registry(
     world: &World,
     store: &Arc<dyn EventStore>,
     roots: &OpenRoots,
+    vaults: Arc<dyn Vaults>,
     config: &Config,
 ) -> Registry {
     let places = Places { roots: roots.roots.clone() };
@@ -52,6 +56,14 @@ pub fn registry(
     let registry = Registry::new()
         .workflow(crate::verify::Verify)
         .step(crate::verify::VerifyBackup { roots: roots.roots.clone() });
+    let tool = concat!("vmkeep ", env!("CARGO_PKG_VERSION"));
+    let backup = BackupSettings {
+        scratch_dir: config.backup.scratch_dir.clone(),
+        overlay_dir: config.snapshot.overlay_dir.clone(),
+        merge_bandwidth: config.limits.merge_bandwidth,
+        full_every_days: config.backup.full_every_days,
+        ..BackupSettings::new(store.id().to_string(), tool)
+    };
     let watch_ms = u64::try_from(config.limits.watch.as_millis()).unwrap_or(u64::MAX);
     let restore = RestoreSettings { watch_ms, rights: config.restore, ..RestoreSettings::default() };
     let restored = config.restore_dir.clone();
@@ -60,6 +72,8 @@ pub fn registry(
         world: world.clone(),
         places,
         snapshot: settings,
+        backup,
+        vaults,
         restore,
         in_place,
         users: Arc::new(OpenJobs(store.clone())),
@@ -72,8 +86,10 @@ pub fn registry(
 /// How many jobs may run at once: in all, and per root that they write to.
 #[must_use]
 pub fn limits(config: &Config) -> Limits {
-    let named: BTreeMap<String, usize> =
-        config.roots.iter().map(|root| (orders::limit_name(root), config.limits.jobs_per_root)).collect();
+    let named = config.roots.iter().map(|root| (orders::limit_name(root), config.limits.jobs_per_root));
+    let vaults =
+        config.vaults.keys().map(|vault| (orders::vault_limit(vault.as_str()), config.limits.jobs_per_root));
+    let named = named.chain(vaults).collect();
     Limits { running: config.limits.jobs, named }
 }
 
@@ -81,30 +97,25 @@ pub fn limits(config: &Config) -> Limits {
 const VERSIONS: Duration = Duration::from_secs(2);
 
 /// This host.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Host {
-    config: Config,
-    libvirt: Libvirt,
-    roots: OpenRoots,
-    facts: Facts,
-    engine: Engine,
-    catalogue: Arc<Catalogue>,
+    /// Its configuration.
+    pub config: Config,
+    /// The hypervisor.
+    pub libvirt: Libvirt,
+    /// Where backups may lie, and restored images.
+    pub roots: OpenRoots,
+    /// Its vaults.
+    pub vaults: Arc<dyn Vaults>,
+    /// What journals tell of the world.
+    pub facts: Facts,
+    /// The engine.
+    pub engine: Engine,
+    /// Which backups there are and were.
+    pub catalogue: Arc<Catalogue>,
 }
 
 impl Host {
-    /// A host with that configuration, hypervisor, roots and engine.
-    #[must_use]
-    pub fn new(
-        config: Config,
-        libvirt: Libvirt,
-        roots: OpenRoots,
-        facts: Facts,
-        engine: Engine,
-        catalogue: Arc<Catalogue>,
-    ) -> Self {
-        Self { config, libvirt, roots, facts, engine, catalogue }
-    }
-
     /// The backup that somebody means, and whatever else there is.
     async fn find_backup(&self, wanted: &str) -> Result<(Backup, View), Fault> {
         let view = self.catalogue.view().await?;
@@ -221,9 +232,20 @@ impl Site for Host {
         Ok(order)
     }
 
+    async fn back_up(&self, request: &BackupRequest) -> Result<Order, Fault> {
+        let domain = self.find(&request.domain).await?;
+        orders::back_up(&self.config, request, &domain)
+    }
+
     async fn restore(&self, request: &RestoreRequest, key: Option<&str>) -> Result<Order, Fault> {
-        let one = self.wanted(&request.backup, request.from.as_deref()).await?;
-        let order = orders::restore(&self.config, request, (&one.path, one.outside), key)?;
+        let order = match &request.vault {
+            Some(vault) => from_vault::restore(&self.config, &*self.vaults, vault, request, key).await?,
+            None => {
+                from_vault::none_of(request)?;
+                let one = self.wanted(&request.backup, request.from.as_deref()).await?;
+                orders::restore(&self.config, request, (&one.path, one.outside), key)?
+            }
+        };
         for target in orders::restore_targets(&order)? {
             self.roots.usable(&target)?;
         }

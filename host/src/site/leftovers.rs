@@ -31,7 +31,11 @@ pub(crate) async fn around(
     let doing = "look for what jobs have left";
     let look = Look {
         store: store.id().to_string(),
-        overlays: config.snapshot.overlay_dir.iter().cloned().collect(),
+        overlays: [&config.snapshot.overlay_dir, &config.backup.scratch_dir]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
         ram_disk: config.snapshot.ram_disk.clone(),
         roots: config.roots.clone(),
     };
@@ -53,7 +57,7 @@ fn grade(one: &Leftover) -> Grade {
     match (&one.owner, &one.what) {
         (_, What::Unseen { .. }) => Grade::Warning,
         (Owner::Open(_) | Owner::NotOurs, _) => Grade::Note,
-        (_, What::OnOverlay { .. } | What::Held(_)) => Grade::Bad,
+        (_, What::OnOverlay { .. } | What::Held(_) | What::Pull { .. }) => Grade::Bad,
         _ => Grade::Warning,
     }
 }

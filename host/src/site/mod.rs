@@ -6,6 +6,7 @@ mod backups;
 mod deletions;
 mod domains;
 mod exchange;
+mod from_vault;
 mod host;
 pub(crate) mod leftovers;
 mod orders;
@@ -21,9 +22,9 @@ pub use host::{Host, limits, registry};
 pub use roots::OpenRoots;
 
 use crate::api::types::{
-    BackupDetail, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, Finding, ForgetRequest,
-    InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest, RestoreRequest,
-    SnapshotRequest, UndoRequest,
+    BackupDetail, BackupRequest, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, Finding,
+    ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest,
+    RestoreRequest, SnapshotRequest, UndoRequest,
 };
 use crate::catalogue::Report;
 
@@ -57,6 +58,12 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// When the domain is unknown or the request makes no sense.
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault>;
+
+    /// The order for a backup into a vault.
+    ///
+    /// # Errors
+    /// When the domain is unknown or the request makes no sense.
+    async fn back_up(&self, request: &BackupRequest) -> Result<Order, Fault>;
 
     /// The order for a restore. The new domain's UUID is made here; with a key it is made of that, so that a repeated
     /// request means the same domain.

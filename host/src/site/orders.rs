@@ -3,12 +3,14 @@
 //! All defaults are filled in here, so that the journal of a job says what was in force when it was asked for, and not
 //! what a configuration says today.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
+use vmkeep_steps::backup::{self, BackupOptions};
 use vmkeep_steps::hypervisor::DomainRef;
 use vmkeep_steps::image::name::encode;
 use vmkeep_steps::restore::{self, RestoreOptions};
@@ -19,7 +21,9 @@ use vmkeep_steps::workflows::snapshot::{self, MemoryOptions, Phase, SaveOptions,
 use vmkeep_workflow::{Fault, Subject, WorkflowName};
 
 use super::Order;
-use crate::api::types::{OnBusyMemory, RamDisk, RestoreRequest, SnapshotRequest, WaitBefore, WithoutState};
+use crate::api::types::{
+    BackupRequest, OnBusyMemory, RamDisk, RestoreRequest, SnapshotRequest, WaitBefore, WithoutState,
+};
 use crate::codes;
 use crate::config::Config;
 
@@ -106,6 +110,43 @@ pub(super) fn snapshot(
     })
 }
 
+/// The order for a backup into a vault.
+pub(super) fn back_up(config: &Config, request: &BackupRequest, domain: &DomainRef) -> Result<Order, Fault> {
+    let vault = match (&request.vault, &config.backup.vault) {
+        (Some(named), _) => named.clone(),
+        (None, Some(usual)) => usual.to_string(),
+        (None, None) => {
+            return Err(usage(
+                "no vault was named, and the configuration says of none that it is meant",
+                "Name one: `--vault NAME`; or configure one: a table [vaults.NAME]",
+            ));
+        }
+    };
+    let options = BackupOptions {
+        vault: vault.clone(),
+        kind: request.kind,
+        freeze: match request.quiesce {
+            Some(true) => FreezePolicy::Required,
+            Some(false) => FreezePolicy::Never,
+            None => FreezePolicy::IfPossible,
+        },
+        disks: request.disks.clone(),
+        bandwidth: request.bandwidth.unwrap_or(config.limits.bandwidth),
+        allow_plaintext: request.allow_plaintext,
+    };
+    Ok(Order {
+        workflow: WorkflowName::from(backup::NAME),
+        subject: Subject { id: domain.id.to_string(), label: domain.name.clone() },
+        options: json(&options)?,
+        limits: vec![vault_limit(&vault)],
+    })
+}
+
+/// The name of the limit that jobs count against that write into a vault.
+pub(super) fn vault_limit(vault: &str) -> String {
+    format!("vault {vault}")
+}
+
 /// A limit in whole seconds: a part of one counts as one, and none stays none.
 fn whole_seconds(span: Duration) -> u64 {
     span.as_secs() + u64::from(span.subsec_nanos() > 0)
@@ -118,22 +159,14 @@ pub(super) fn restore(
     (backup, outside): (&Path, bool),
     key: Option<&str>,
 ) -> Result<Order, Fault> {
-    if request.name.is_empty() {
-        return Err(usage("the new domain needs a name", "Give one with --as"));
-    }
-    // A folder of its own for each restored domain: two restores never meet.
-    let folder = match &request.folder {
-        Some(folder) => clean(folder)?,
-        None => config.restore_dir.join(encode(&request.name)),
-    };
-    let disks = request.disks.iter().map(|(target, path)| Ok((target.clone(), clean(path)?)));
+    let (folder, disks) = places(config, request)?;
     let options = RestoreOptions {
         backup: backup.to_owned(),
         outside,
         trusted: request.trust_definition,
         name: request.name.clone(),
         folder: Some(folder.clone()),
-        disks: disks.collect::<Result<_, Fault>>()?,
+        disks,
         cold: request.cold,
         then: super::exchange::then(request.start),
         connect: request.connect,
@@ -148,15 +181,38 @@ pub(super) fn restore(
     })
 }
 
-/// The folders that a restore writes to.
+/// Where the disks of a new domain go: all of them, and single ones.
+pub(super) fn places(
+    config: &Config,
+    request: &RestoreRequest,
+) -> Result<(PathBuf, BTreeMap<String, PathBuf>), Fault> {
+    if request.name.is_empty() {
+        return Err(usage("the new domain needs a name", "Give one with --as"));
+    }
+    // A folder of its own for each restored domain: two restores never meet.
+    let folder = match &request.folder {
+        Some(folder) => clean(folder)?,
+        None => config.restore_dir.join(encode(&request.name)),
+    };
+    let disks = request.disks.iter().map(|(target, path)| Ok((target.clone(), clean(path)?)));
+    Ok((folder, disks.collect::<Result<_, Fault>>()?))
+}
+
+/// The folders that a restore writes to, of whatever kind it is.
 pub(super) fn restore_targets(order: &Order) -> Result<Vec<PathBuf>, Fault> {
-    let options = RestoreOptions::deserialize(&order.options)
+    #[derive(Deserialize)]
+    struct Targets {
+        folder: Option<PathBuf>,
+        #[serde(default)]
+        disks: BTreeMap<String, PathBuf>,
+    }
+    let options = Targets::deserialize(&order.options)
         .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, "read the options back", "", e))?;
     Ok(options.folder.into_iter().chain(options.disks.into_values()).collect())
 }
 
 /// A UUID for a new domain: at random, or, for a request with a key, always the same.
-fn new_uuid(key: Option<&str>) -> Uuid {
+pub(super) fn new_uuid(key: Option<&str>) -> Uuid {
     let Some(key) = key else { return Uuid::new_v4() };
     let digest =
         blake3::derive_key("vmkeep restore: UUID of the new domain from the request's key", key.as_bytes());
@@ -213,6 +269,8 @@ mod tests {
             limits: Limits { bandwidth: 77, ..Limits::default() },
             snapshot: SnapshotDefaults { keep: Some(5), ..SnapshotDefaults::default() },
             restore: vmkeep_steps::restore::RightsSettings::default(),
+            backup: Default::default(),
+            vaults: Default::default(),
             log: Log::default(),
             file: None,
         }

@@ -13,9 +13,9 @@ use tokio::sync::{Semaphore, watch};
 use vmkeep_host::api::listener::Socket;
 use vmkeep_host::api::serve::{Manners, serve};
 use vmkeep_host::api::types::{
-    BackupDetail, BackupRow, Backups, DaemonPhase, DeleteRequest, DiscardRequest, DomainRow, Finding,
-    ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest,
-    Rebuilt, RestoreRequest, SnapshotRequest, UndoRequest,
+    BackupDetail, BackupRequest, BackupRow, Backups, DaemonPhase, DeleteRequest, DiscardRequest, DomainRow,
+    Finding, ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest,
+    RebuildRequest, Rebuilt, RestoreRequest, SnapshotRequest, UndoRequest,
 };
 use vmkeep_host::api::{App, router};
 use vmkeep_host::client::Client;
@@ -133,6 +133,10 @@ impl Site for ToySite {
             job: None,
             obstacle: None,
         }])
+    }
+
+    async fn back_up(&self, request: &BackupRequest) -> Result<Order, Fault> {
+        self.snapshot(&SnapshotRequest { domain: request.domain.clone(), ..SnapshotRequest::default() }).await
     }
 
     async fn snapshot(&self, request: &SnapshotRequest) -> Result<Order, Fault> {
@@ -291,10 +295,12 @@ impl Daemon {
             roots: vec![dir.path().join("backups")],
             restore_dir: dir.path().join("restored"),
             restore: vmkeep_steps::restore::RightsSettings::default(),
+            vaults: Default::default(),
             engine: vmkeep_store::EngineName::default(),
             history: vmkeep_store::burial::Policy::default(),
             limits: Limits::default(),
             snapshot: SnapshotDefaults::default(),
+            backup: Default::default(),
             log: Log::default(),
             file: None,
         };

@@ -11,7 +11,7 @@ use vmkeep_workflow::{Code, Fault, IfBusy, JobId, JobRequest, JobStatus, Settle}
 
 use super::{App, State, key};
 use crate::api::answer::{Answer, Failure, Json};
-use crate::api::types::{Accepted, Act, Acted, RestoreRequest, SnapshotRequest};
+use crate::api::types::{Accepted, Act, Acted, BackupRequest, RestoreRequest, SnapshotRequest};
 use crate::site::Order;
 use crate::text::safe;
 
@@ -22,6 +22,17 @@ pub(super) async fn snapshot(
 ) -> Answer<Accepted> {
     app.ready("back the domain up", &request.domain)?;
     let order = app.site.snapshot(&request).await?;
+    let asked = Asked { reason: request.reason, dry_run: request.dry_run, queue: request.queue };
+    place(&app, order, asked, key(&headers)?).await
+}
+
+pub(super) async fn back_up(
+    Extract(app): State,
+    headers: HeaderMap,
+    Json(request): Json<BackupRequest>,
+) -> Answer<Accepted> {
+    app.ready("back the domain up", &request.domain)?;
+    let order = app.site.back_up(&request).await?;
     let asked = Asked { reason: request.reason, dry_run: request.dry_run, queue: request.queue };
     place(&app, order, asked, key(&headers)?).await
 }

@@ -75,6 +75,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/guests/history", get(shelf::guests))
         .route("/v1/jobs/{job}/follow-up", post(shelf::follow_up))
         .route("/v1/snapshot", post(changes::snapshot))
+        .route("/v1/backup", post(changes::back_up))
         .route("/v1/restore", post(changes::restore))
         .route("/v1/restore/in-place", post(exchange::in_place))
         .route("/v1/restore/undo", post(exchange::undo))

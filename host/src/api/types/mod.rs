@@ -25,9 +25,9 @@ pub use crate::catalogue::Report as Rebuilt;
 pub use exchange::{DiscardRequest, InPlaceRequest, KeptRow, RestRequest, UndoRequest};
 pub use journal::{Audited, KeyChange, Pruned, PrunedJob, StoreInfo, Vouching};
 pub use requests::{
-    Act, DeleteRequest, ForgetRequest, HistoryPruneRequest, OnBusyMemory, ProtectRequest, PruneRequest,
-    RamDisk, RebuildRequest, RepairRequest, RestoreRequest, SnapshotRequest, StartAs, WaitBefore,
-    WithoutState,
+    Act, BackupRequest, DeleteRequest, ForgetRequest, HistoryPruneRequest, ImageFormat, OnBusyMemory,
+    ProtectRequest, PruneRequest, RamDisk, RebuildRequest, RepairRequest, RestoreRequest, SnapshotRequest,
+    StartAs, WaitBefore, WithoutState,
 };
 
 /// The header that makes a repeated request harmless.

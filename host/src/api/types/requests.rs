@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vmkeep_steps::backup::Asked;
 use vmkeep_workflow::Settle;
 
 /// What to do when memory changes faster than it can be saved, or does not fit its limits.
@@ -52,6 +53,37 @@ pub enum WaitBefore {
     Retain,
     /// Before the overlays are merged.
     Merge,
+}
+
+/// Asks for a backup into a vault.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupRequest {
+    /// Name, UUID, or unique beginning of the UUID.
+    pub domain: String,
+    /// The vault's name in the configuration; absent: the usual one.
+    pub vault: Option<String>,
+    /// What is read.
+    #[serde(default)]
+    pub kind: Asked,
+    /// Only these disks, by target; empty: all that can take part.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// Bytes per second for reading; 0: no limit; absent: the configured one.
+    pub bandwidth: Option<u64>,
+    /// Whether the guest's file systems are frozen for the instant; absent: when an agent answers.
+    pub quiesce: Option<bool>,
+    /// Whether what is secret may lie in a vault without encryption.
+    #[serde(default)]
+    pub allow_plaintext: bool,
+    /// Whether to wait while the domain is busy with another job, instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+    /// Only show the plan.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// Asks for a backup into plain files.
@@ -122,6 +154,17 @@ pub enum StartAs {
     Paused,
 }
 
+/// What the images of a restored domain are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// Raw, with holes where there is nothing.
+    #[default]
+    Raw,
+    /// qcow2; needs room for both while it is made.
+    Qcow2,
+}
+
 /// Asks for a restore to a new domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,7 +175,17 @@ pub struct RestoreRequest {
     /// The backup's folder, wherever it lies; instead of `backup`.
     #[serde(default)]
     pub from: Option<PathBuf>,
-    /// Whether the requester answers for a definition from outside the roots that reaches into the host.
+    /// The vault that the backup is in, by its name in the configuration; absent: it is a folder.
+    #[serde(default)]
+    pub vault: Option<String>,
+    /// Of a backup in a vault: also one that is unchecked, to be pruned, or known to be damaged.
+    #[serde(default)]
+    pub unchecked: bool,
+    /// Of a backup in a vault: what the new images are; absent: raw.
+    #[serde(default)]
+    pub format: Option<ImageFormat>,
+    /// Whether the requester answers for a definition from outside the roots, or from a vault without encryption, that
+    /// reaches into the host.
     #[serde(default)]
     pub trust_definition: bool,
     /// The new domain's name.

@@ -1,0 +1,371 @@
+//! Words about vaults. They need no daemon: a vault is made for many who use it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use vmkeep_vault::ids::VaultId;
+use vmkeep_vault::keys::Role;
+
+use crate::text::parse_span;
+
+/// A vault, and what opens it.
+#[derive(Clone, Debug, Args)]
+pub struct VaultRef {
+    /// Its name in the configuration, or its address: file:///srv/vault
+    pub vault: String,
+    /// What opens it.
+    #[command(flatten)]
+    pub key: OpenBy,
+}
+
+/// What opens a vault.
+#[derive(Clone, Debug, Default, Args)]
+pub struct OpenBy {
+    /// Open it with this key file (default: as configured, else a passphrase is asked for)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["passphrase_file", "recovery", "recovery_file"])]
+    pub key_file: Option<PathBuf>,
+    /// Open it with the passphrase in this file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["recovery", "recovery_file"])]
+    pub passphrase_file: Option<PathBuf>,
+    /// Open it with the 24 words, which are asked for
+    #[arg(long)]
+    pub recovery: bool,
+    /// Open it with the 24 words in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "recovery")]
+    pub recovery_file: Option<PathBuf>,
+    /// Take an SFTP server that cannot sync: its power cut may take back what was acknowledged
+    #[arg(long)]
+    pub allow_volatile: bool,
+}
+
+/// What opens the second vault of a command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct OpenOtherBy {
+    /// Open the other vault with this key file (default: as configured, else a passphrase is asked for)
+    #[arg(long, value_name = "FILE", conflicts_with = "other_passphrase_file")]
+    pub other_key_file: Option<PathBuf>,
+    /// Open the other vault with the passphrase in this file
+    #[arg(long, value_name = "FILE")]
+    pub other_passphrase_file: Option<PathBuf>,
+}
+
+/// A key that is to be made.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NewKey {
+    /// The new key is this file; one that is not there is made
+    #[arg(long, value_name = "FILE", conflicts_with = "new_passphrase_file")]
+    pub new_key_file: Option<PathBuf>,
+    /// The new key is the passphrase in this file (default: it is asked for)
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// Who the new key is for; anybody who holds the storage can read it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub label: String,
+}
+
+/// What a key may be used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KeyRole {
+    /// Everything
+    #[default]
+    Full,
+    /// Backups and reading; neither prunes nor collects
+    Writer,
+}
+
+impl From<KeyRole> for Role {
+    fn from(role: KeyRole) -> Self {
+        match role {
+            KeyRole::Full => Self::Full,
+            KeyRole::Writer => Self::Writer,
+        }
+    }
+}
+
+/// Vaults: repositories of backups that several hosts may write to.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Vault {
+    /// Make a vault: encrypted, with a recovery key that is shown once
+    Init(VaultInit),
+    /// Open a vault that is there, say what it is, and keep what this host must know of it
+    Attach {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// With --recovery, the key that is made.
+        #[command(flatten)]
+        new: NewKey,
+    },
+    /// Forget what this host knows of a vault; the vault stays as it is
+    Forget {
+        /// Its name in the configuration, or its address
+        vault: String,
+    },
+    /// The keys that open a vault
+    #[command(subcommand)]
+    Key(VaultKey),
+    /// The backups in a vault
+    List {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// Only those of this domain: its name or UUID
+        domain: Option<String>,
+    },
+    /// What a backup in a vault holds, and what its marks say
+    Show {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// Its id, or the beginning or the end of it
+        backup: String,
+    },
+    /// What a vault holds, what its backups share, and what pruning them would give back
+    Stats {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+    },
+    /// Find out whether the backups in a vault are whole
+    Check(VaultCheck),
+    /// Delete what no backup needs, beside whoever works with the vault
+    Gc(VaultGc),
+    /// Order that backups go; the next collection deletes them. Nobody can take this back
+    Prune {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// Their ids, or beginnings or ends of those
+        #[arg(required = true, value_name = "BACKUP")]
+        backups: Vec<String>,
+        /// Only ask for it: for a host whose key may not prune
+        #[arg(long)]
+        ask: bool,
+        /// Even if no other checked backup of the domain is left in the vault then
+        #[arg(long)]
+        last: bool,
+        /// Say what would be ordered and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Protect a backup in a vault from being pruned
+    Protect {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// Its id, or the beginning or the end of it
+        backup: String,
+    },
+    /// End all protections of a backup in a vault
+    Unprotect {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// Its id, or the beginning or the end of it
+        backup: String,
+        /// Say what would come of it and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Heal what is known to be bad, from wherever its bytes still are
+    Repair(VaultRepair),
+    /// Copy backups into another vault
+    Copy(VaultCopy),
+    /// Write the disks of a backup as files, with the domain's definition
+    Export(VaultExport),
+    /// Who uses a vault: collections wait for these
+    Leases {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+    },
+    /// Give a user of a vault up, as one that has died; it is always safe, and costs one that lives a second look
+    Revoke {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// The lease: its id or the beginning of it
+        lease: String,
+    },
+}
+
+/// Make a vault.
+#[derive(Clone, Debug, Args)]
+pub struct VaultInit {
+    /// Its name in the configuration, or its address: file:///srv/vault
+    pub vault: String,
+    /// Without encryption: whoever reads the storage reads the backups
+    #[arg(long, conflicts_with_all = ["key_file", "passphrase_file", "recovery_file"])]
+    pub plain: bool,
+    /// Domains share nothing, so that no guest learns what another stores; takes more room
+    #[arg(long)]
+    pub separate_domains: bool,
+    /// Its first key is this file; one that is not there is made (default: as configured, else a passphrase is asked for)
+    #[arg(long, value_name = "FILE", conflicts_with = "passphrase_file")]
+    pub key_file: Option<PathBuf>,
+    /// Its first key is the passphrase in this file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Who the first key is for; anybody who holds the storage can read it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub label: String,
+    /// Put the recovery key into this new file, and read it again from there, instead of showing it at the terminal
+    #[arg(long, value_name = "FILE")]
+    pub recovery_file: Option<PathBuf>,
+    /// Take an SFTP server that cannot sync: its power cut may take back what was acknowledged
+    #[arg(long)]
+    pub allow_volatile: bool,
+}
+
+/// The keys that open a vault.
+#[derive(Clone, Debug, Subcommand)]
+pub enum VaultKey {
+    /// What each key says of itself
+    List {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+    },
+    /// Make another key
+    Add {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// The new key.
+        #[command(flatten)]
+        new: NewKey,
+        /// What it may be used for
+        #[arg(long, value_enum, default_value_t)]
+        role: KeyRole,
+    },
+    /// Take a key away; whoever has kept a copy of it is not locked out by that
+    Remove {
+        /// Which, and what opens it.
+        #[command(flatten)]
+        vault: VaultRef,
+        /// The key: its id or the beginning of it
+        key: String,
+        /// Also the last one: then only the 24 words open the vault
+        #[arg(long)]
+        last: bool,
+    },
+}
+
+/// Check a vault.
+#[derive(Clone, Debug, Args)]
+pub struct VaultCheck {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// Look whether all that backups need is there (the default)
+    #[arg(long, conflicts_with_all = ["read", "backend"])]
+    pub quick: bool,
+    /// Read every byte of it as well, and compute it again
+    #[arg(long, conflicts_with = "backend")]
+    pub read: bool,
+    /// Try what the vault's place must be able to do, and what these credentials can do there
+    #[arg(long)]
+    pub backend: bool,
+}
+
+/// Delete what no backup needs.
+#[derive(Clone, Debug, Args)]
+pub struct VaultGc {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// Give a pack up of which less than so many hundredths are needed, and move the rest
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub worth: u64,
+    /// The longest time to wait for who began before; then the next collection goes on (default: as long as it takes)
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub wait: Option<Duration>,
+    /// Obey only prunes that this host has known for so long, and never that of a domain's newest verified backup
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub prune_delay: Option<Duration>,
+    /// Say so if more backups than this are to go
+    #[arg(long, value_name = "N")]
+    pub expect: Option<usize>,
+}
+
+/// Heal a vault.
+#[derive(Clone, Debug, Args)]
+pub struct VaultRepair {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// Another vault that may have what is lost: with copies of its backups, or others of the same domains
+    #[arg(long, value_name = "VAULT", conflicts_with_all = ["index", "header", "manifest"])]
+    pub from: Option<String>,
+    /// What opens that.
+    #[command(flatten)]
+    pub other: OpenOtherBy,
+    /// Make the index anew from packs, where it cannot be read
+    #[arg(long, conflicts_with_all = ["header", "manifest"])]
+    pub index: bool,
+    /// Put the header back: as this host knows it, or else out of a backup
+    #[arg(long, conflicts_with = "manifest")]
+    pub header: bool,
+    /// With --header, where this host knows nothing of the vault and its header is gone: the vault's id
+    #[arg(long, value_name = "ID", requires = "header", value_parser = vault_id)]
+    pub id: Option<VaultId>,
+    /// Put a manifest back from a copy of the file backups/DOMAIN/BACKUP.LEASE
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+}
+
+/// Copy backups into another vault.
+#[derive(Clone, Debug, Args)]
+pub struct VaultCopy {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// The other vault, that is written to: its name in the configuration, or its address
+    pub to: String,
+    /// What opens that.
+    #[command(flatten)]
+    pub other: OpenOtherBy,
+    /// Only these: their ids, or beginnings or ends of those (default: all)
+    #[arg(long, value_name = "BACKUP", value_delimiter = ',')]
+    pub backups: Vec<String>,
+    /// Only those of this domain: its name or UUID
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "backups")]
+    pub domain: Option<String>,
+    /// Into a vault without encryption as well
+    #[arg(long)]
+    pub allow_plain: bool,
+}
+
+/// Write a backup as files.
+#[derive(Clone, Debug, Args)]
+pub struct VaultExport {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// Its id, or the beginning or the end of it
+    pub backup: String,
+    /// The folder that they go to; it is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Of the disks
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ExportFormat,
+    /// Only these disks, by target: vda,vdb
+    #[arg(long, value_name = "DISK", value_delimiter = ',')]
+    pub disks: Vec<String>,
+}
+
+/// The format of a disk that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// Its bytes, with holes where it is zero
+    #[default]
+    Raw,
+    /// QEMU's own
+    Qcow2,
+}
+
+fn vault_id(text: &str) -> Result<VaultId, String> {
+    text.parse().map_err(|_| "a vault's id has 32 digits".to_owned())
+}
