@@ -9,8 +9,8 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::leftovers::overlay;
-use crate::support::bed::{Bed, in_the_middle, small};
-use crate::support::{Host, built};
+use crate::support::bed::{Bed, configure, folder, in_the_middle, small};
+use crate::support::{Daemon, Host, built};
 
 const SLOWLY: [&str; 4] = ["snapshot", "web1", "--bandwidth", "8M"];
 
@@ -52,10 +52,37 @@ fn tour(bed: &Bed) {
     let kept = in_place(&["--cold"]);
     host.ok(&["restore", "--discard", &kept, "--reason", "the tour"]);
 
+    into_a_vault(bed, daemon);
+    let daemon = host.daemon();
     bed.guest.destroy().unwrap();
+    host.ok(&["backup", "web1"]);
     host.ok(&["snapshot", "web1"]);
     host.ok(&["delete", &id, "--reason", "the tour"]);
     host.ok(&["prune", "web1", "--keep", "1"]);
+    daemon.end();
+}
+
+/// Read whole and by what has changed; cut off, asked to end, and without its point in time.
+fn into_a_vault(bed: &Bed, daemon: Daemon) {
+    let host = &bed.host;
+    let first = host.begin(&["backup", "web1"]);
+    assert_eq!(host.settled(&first)["status"], "succeeded");
+    host.ok(&["backup", "web1"]);
+    host.ok(&["restore", &first, "--vault", "main", "--as", "from-the-vault", "--trust-definition"]);
+    let slowly = ["backup", "web1", "--full", "--bandwidth", "4M"];
+    let cut_off = host.begin(&slowly);
+    host.reached(&cut_off, "step_started", "read");
+    daemon.kill();
+    let daemon = host.daemon();
+    assert_eq!(host.settled(&cut_off)["status"], "succeeded");
+    let cancelled = host.begin(&slowly);
+    host.reached(&cancelled, "step_started", "read");
+    host.ok(&["job", "cancel", &cancelled, "--reason", "the tour"]);
+    assert_eq!(host.settled(&cancelled)["status"], "cancelled");
+    let lost = host.begin(&slowly);
+    host.reached(&lost, "step_started", "read");
+    bed.guest.virsh("domjobabort", &[]).unwrap();
+    assert_eq!(host.settled(&lost)["status"], "rolled_back");
     daemon.end();
 }
 
@@ -86,7 +113,11 @@ fn export(host: &Host, to: &Path, prefix: &str) -> (BTreeSet<String>, usize) {
 
 #[test]
 fn the_history_of_every_workflow_replays_without_the_daemon_that_wrote_it() {
-    let bed = Bed::boot(&small("web1"));
+    let host = Host::new();
+    let place = folder(&host, &host.hypervisor.dir().join("state/vault"));
+    configure(&host, &format!("[vaults.main]\nurl = \"file://{}\"\n", place.display()));
+    host.ok(&["vault", "init", "main", "--plain"]);
+    let bed = Bed::boot_on(host, None, &small("web1"));
     tour(&bed);
     let own = tempfile::tempdir().unwrap();
     let kept = std::env::var("VMKEEP_WRITE_HISTORIES").ok();
@@ -94,7 +125,8 @@ fn the_history_of_every_workflow_replays_without_the_daemon_that_wrote_it() {
     let to = if kept.is_some() { histories.as_path() } else { own.path() };
     let (workflows, jobs) = export(&bed.host, to, kept.as_deref().unwrap_or("tour"));
     println!("{workflows:?}");
-    for workflow in ["snapshot", "restore", "verify", "delete", "prune", "repair"] {
+    for workflow in ["snapshot", "backup", "restore", "restore-vault", "verify", "delete", "prune", "repair"]
+    {
         assert!(
             workflows.iter().any(|name| name.starts_with(workflow)),
             "no history of {workflow}: {workflows:?}"

@@ -45,6 +45,40 @@ fn about_it<'a>(told: &'a [(String, String, String)], words: &[&str]) -> &'a (St
     found.unwrap_or_else(|| panic!("nothing about {words:?}: {told:#?}"))
 }
 
+/// As a job that was given up in the middle of its reading leaves them.
+#[test]
+fn a_backup_job_and_scratch_files_of_a_job_that_is_over_are_told_and_ended() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    let job = host.begin(&["snapshot", "web1", "--disk-only"]);
+    assert_eq!(host.settled(&job)["status"], "succeeded");
+    let short = job.rsplit('-').next().unwrap().to_owned();
+    let state = host.hypervisor.dir().join("state");
+    let scratch = |disk: &str| host.hypervisor.images().join(format!("vmkeep-{short}-{disk}.scratch"));
+    let xml = format!(
+        "<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks><disk name='vda' backup='yes' \
+         type='file'><driver type='qcow2'/><scratch file='{}'/></disk><disk name='vdb' backup='no'/></disks></domainbackup>",
+        state.join("left.nbd").display(),
+        scratch("vda").display()
+    );
+    let order = state.join("left.xml");
+    fs::write(&order, xml).unwrap();
+    give(host, &order);
+    bed.guest.virsh("backup-begin", &["--backupxml", order.to_str().unwrap()]).unwrap();
+    fs::write(scratch("vdb"), b"what was overwritten").unwrap();
+    give(host, &scratch("vdb"));
+
+    let told = told(host);
+    assert_eq!(about_it(&told, &["a backup job on web1", &short]).0, "bad");
+    about_it(&told, &["the scratch file", "vdb.scratch", &short]);
+    host.ok(&["doctor", "--repair"]);
+    assert!(bed.guest.virsh("domjobinfo", &[]).unwrap().contains("None"));
+    assert!(!scratch("vda").exists() && !scratch("vdb").exists());
+    bed.guest.wait_more(3).unwrap();
+    bed.assert_back_home();
+}
+
 #[test]
 fn the_doctor_tells_what_is_left_and_whose_and_takes_away_what_nobody_can_miss() {
     let bed = Bed::boot(&small("web1"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use vmkeep_steps::backup::BackupSettings;
 use vmkeep_steps::deletion::OpenJobs;
 use vmkeep_steps::hypervisor::fake::{Client, Fake, Picture};
 use vmkeep_steps::hypervisor::{DomainId, Hypervisor};
@@ -17,6 +18,7 @@ use vmkeep_steps::reconcile::sweep::Journals;
 use vmkeep_steps::restore::RestoreSettings;
 use vmkeep_steps::snapshot::safety::{Release, release};
 use vmkeep_steps::snapshot::{Places, World};
+use vmkeep_steps::vaults::NoVaults;
 use vmkeep_steps::workflows::snapshot::{Settings, reboot};
 use vmkeep_steps::workflows::{self as product, Parts};
 use vmkeep_store::MemoryStore;
@@ -132,6 +134,8 @@ impl Play<'_> {
                 targets: none,
                 ..Settings::new(id.clone(), "vmkeep simulated")
             },
+            backup: BackupSettings::new(id.clone(), "vmkeep simulated"),
+            vaults: Arc::new(NoVaults),
             restore,
             in_place: InPlaceSettings { store: id.clone(), restored: self.stage.at("restored"), restore },
             users: Arc::new(OpenJobs(store.clone())),
