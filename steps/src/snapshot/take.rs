@@ -279,6 +279,7 @@ impl TakeSnapshot {
         let call = hypervisor.take(&input.domain.id, &take);
         tokio::pin!(call);
         let begun = Instant::now();
+        let limit = Duration::from_secs(wanted.limits.seconds);
         let mut given_up: Option<Failed> = None;
         let mut paused: Option<Instant> = None;
         let outcome = loop {
@@ -286,7 +287,12 @@ impl TakeSnapshot {
                 outcome = &mut call => break outcome,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            let written = self.look_at_memory(cx, input, wanted).await;
+            // Looking can take as long as the medium needs for what was written; the limit does not wait for that.
+            let written = tokio::select! {
+                biased;
+                () = tokio::time::sleep(limit.saturating_sub(begun.elapsed())), if given_up.is_none() && paused.is_none() => 0,
+                written = self.look_at_memory(cx, input, wanted) => written,
+            };
             if given_up.is_some() || paused.is_some() {
                 continue;
             }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use rusqlite::{Connection, params};
+use rustix::fs::{FlockOperation, flock};
 use vmkeep_store::{EngineName, Hash};
 use vmkeep_workflow::ids::{Seq, StreamId};
 
@@ -12,13 +13,23 @@ pub(crate) enum Tamper {
     Sled(sled::Db),
 }
 
+/// Waits until nobody has the file: sled lets go of it a moment after its last handle is gone.
+fn let_go(file: &Path) {
+    let file = std::fs::File::open(file).unwrap();
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+}
+
 /// The records of a place of a stream, in SQL.
 const WANTED: &str = "WHERE stream = (SELECT key FROM streams WHERE name = ?1) AND seq = ?2";
 
 impl Tamper {
     pub(crate) fn open(engine: EngineName, folder: &Path) -> Self {
         match engine {
-            EngineName::Sled => Self::Sled(sled::open(folder.join("journal.sled")).unwrap()),
+            EngineName::Sled => {
+                let folder = folder.join("journal.sled");
+                let_go(&folder.join("db"));
+                Self::Sled(sled::open(folder).unwrap())
+            }
             _ => Self::Sqlite(Connection::open(folder.join("journal.db")).unwrap()),
         }
     }
