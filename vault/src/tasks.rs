@@ -23,9 +23,11 @@ pub mod simulated {
         static HERE: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Whatever is begun on this thread from now on is a simulation's, or is none.
+    /// Whatever is begun on this thread from now on is a simulation's, or is none. With a simulation what is random begins
+    /// anew, and is the same each time.
     pub fn here(on: bool) {
         HERE.set(on);
+        crate::ids::seeded::from(on.then_some(0));
     }
 
     pub(super) fn is_here() -> bool {
