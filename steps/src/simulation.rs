@@ -34,6 +34,8 @@ pub enum Hands {
     Own,
     /// The file system: one change of a file, in the middle of such a piece of work. All of it happens, or nothing.
     Disk,
+    /// Whoever keeps a vault: what was sent to it may arrive after its sender is gone.
+    Vault,
 }
 
 /// A place at which a run can be disturbed.
@@ -78,6 +80,7 @@ thread_local! {
 
 /// Whoever directs what happens on this thread from now on.
 pub fn direct(witness: Option<Arc<dyn Witness>>) {
+    vmkeep_vault::simulated::here(witness.is_some());
     WITNESS.set(witness);
 }
 

@@ -294,7 +294,7 @@ async fn read_pack(vault: &Vault, name: ObjectName) -> Result<Option<PackReport>
         let bad = bad.into_iter().map(place).collect();
         PackReport { size: object.len() as u64, broken, bad }
     };
-    Ok(Some(tokio::task::spawn_blocking(work).await?))
+    Ok(Some(crate::tasks::blocking(work).await?))
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl Fetcher {
             Err(bad) => return Ok(Err(bad)),
         };
         let (keys, ids) = (self.vault.keys().clone(), self.ids.clone());
-        Ok(tokio::task::spawn_blocking(move || blob.open_checked(&keys, &ids, kind, id)).await?)
+        Ok(crate::tasks::blocking(move || blob.open_checked(&keys, &ids, kind, id)).await?)
     }
 
     async fn open_node(
@@ -201,7 +201,7 @@ impl Fetcher {
         let BlobType::Node(level) = place.kind else {
             let (keys, ids) = (self.vault.keys().clone(), self.ids.clone());
             let prove = move || blob.open_checked(&keys, &ids, place.kind, id).is_ok().then_some(blob);
-            return Ok(tokio::task::spawn_blocking(prove).await?);
+            return Ok(crate::tasks::blocking(prove).await?);
         };
         if !place.coding.is_patch() {
             let plain = blob.open_checked(self.vault.keys(), &self.ids, place.kind, id);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// # Errors
 /// If the kernel has none, which on Linux only a very old one or a filter on system calls brings about.
 pub(crate) fn random(mut out: &mut [u8]) -> std::io::Result<()> {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     if seeded::fill(out) {
         return Ok(());
     }
@@ -26,7 +26,7 @@ pub(crate) fn random(mut out: &mut [u8]) -> std::io::Result<()> {
 }
 
 /// Ids that a seed decides, for tests that must be repeated exactly: on the thread that asked for it, nowhere else.
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) mod seeded {
     use std::cell::RefCell;
 
@@ -34,8 +34,8 @@ pub(crate) mod seeded {
         static RNG: RefCell<Option<fastrand::Rng>> = const { RefCell::new(None) };
     }
 
-    pub(crate) fn from(seed: u64) {
-        RNG.set(Some(fastrand::Rng::with_seed(seed)));
+    pub(crate) fn from(seed: Option<u64>) {
+        RNG.set(seed.map(fastrand::Rng::with_seed));
     }
 
     pub(super) fn fill(out: &mut [u8]) -> bool {

@@ -38,11 +38,15 @@ pub mod secrets;
 pub mod settle;
 pub mod source;
 pub mod stats;
+mod tasks;
 pub mod tree;
 pub mod vault;
 mod walk;
 pub mod watch;
 pub mod write;
+
+#[cfg(feature = "simulation")]
+pub use tasks::simulated;
 
 #[cfg(test)]
 mod testing;

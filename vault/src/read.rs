@@ -266,5 +266,5 @@ async fn fetch(vault: &Vault, ids: &IdKeys, kind: BlobType, piece: Piece) -> Res
         };
         piece.blobs.into_iter().map(open).collect()
     };
-    Ok(tokio::task::spawn_blocking(open).await?)
+    Ok(crate::tasks::blocking(open).await?)
 }

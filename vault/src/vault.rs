@@ -256,7 +256,7 @@ impl Vault {
         let name = ObjectName::Key(id);
         let (keys, wrapped_name) = (self.keys.clone(), name.clone());
         let work = move || wrap::wrap(&keys, &wrapped_name, &by, role, cost, &label);
-        let body = tokio::task::spawn_blocking(work).await??;
+        let body = crate::tasks::blocking(work).await??;
         self.put(&name, envelope::wrap(&name, true, &body)).await?;
         Ok(id)
     }
@@ -350,7 +350,7 @@ pub(crate) async fn unlock(
             Ok(body) => wrap::unwrap(vault, &name, &body, &by),
             Err(_) => Err(KeyError::NotGenuine),
         };
-        match tokio::task::spawn_blocking(work).await? {
+        match crate::tasks::blocking(work).await? {
             Ok(root) => return Ok(Keys::new(vault, root)),
             Err(KeyError::Wrong) => {}
             Err(error) => refused = Some(error),

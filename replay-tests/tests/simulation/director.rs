@@ -175,7 +175,7 @@ impl Director {
         self.state().fatal.clone()
     }
 
-    fn step(&self, what: &'static str, side: Side, hands: Hands) -> Order {
+    pub fn step(&self, what: &'static str, side: Side, hands: Hands) -> Order {
         let (act, fails) = {
             let mut state = self.state();
             if state.dead {

@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use vmkeep_steps::simulation::{Hands, Side};
 use vmkeep_workflow::state::State;
-use vmkeep_workflow::{JobStatus, replay};
+use vmkeep_workflow::{Body, JobStatus, replay};
 
 use super::director::{Act, ROOM, Reached, Trouble_};
 use super::run::{Acts, Ran, run};
-use super::scenario::{Purpose, SCENARIOS, Scenario};
+use super::scenario::{INCREMENTAL, Purpose, SCENARIOS, Scenario};
 
 /// A run to be made.
 struct Case {
@@ -179,6 +179,28 @@ fn undisturbed_every_workflow_does_what_it_is_for() {
 }
 
 #[test]
+fn a_backup_after_another_one_reads_what_has_changed() {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == INCREMENTAL).unwrap();
+    let ran = undisturbed(scenario);
+    let outputs: Vec<_> = ran
+        .history
+        .iter()
+        .filter_map(|event| match &event.body {
+            Body::StepSucceeded { output, .. } => Some(output),
+            _ => None,
+        })
+        .collect();
+    let read = outputs.iter().find(|output| output.get("manifest").is_some()).unwrap();
+    assert_eq!(read["kind"], "incremental");
+    for disk in read["disks"].as_array().unwrap() {
+        let (dirty, all) = (disk["disk"]["dirty"].as_u64().unwrap(), scenario.disk_size());
+        assert!((1..all).contains(&dirty), "{dirty} of {all} bytes are said to have changed");
+    }
+    let deleted = outputs.iter().find_map(|output| output.get("deleted")).and_then(|names| names.as_array());
+    assert_eq!(deleted.map(Vec::len), None, "the full backup's stays: {outputs:#?}");
+}
+
+#[test]
 fn every_workflow_of_the_product_is_simulated() {
     let known = super::run::workflows();
     let simulated: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.workflow).collect();
@@ -234,7 +256,7 @@ fn whatever_dies_with_vmkeepd_at_whatever_boundary_the_world_is_whole_in_the_end
             Act::Host { autostart: true },
             Act::Host { autostart: false },
         ];
-        if place.hands == Hands::Libvirt && place.side != Side::After {
+        if matches!(place.hands, Hands::Libvirt | Hands::Vault) && place.side != Side::After {
             acts.extend([Act::KilledAndLate(500), Act::KilledAndLate(20_000)]);
         }
         acts
@@ -319,7 +341,7 @@ fn whatever_call_fails_in_whatever_way_the_job_ends_or_goes_back() {
     let cases = each(|place| match (place.hands, place.side) {
         (Hands::Own, _) => Vec::new(),
         (Hands::Disk, _) => Vec::new(),
-        (Hands::Libvirt, Side::Before) => vec![
+        (Hands::Libvirt | Hands::Vault, Side::Before) => vec![
             Act::Fail(Trouble_::Transient),
             Act::Fail(Trouble_::Permanent),
             Act::Fail(Trouble_::NoSpace),
@@ -330,7 +352,7 @@ fn whatever_call_fails_in_whatever_way_the_job_ends_or_goes_back() {
         ],
         (Hands::Helper, Side::Before) => vec![Act::Fail(Trouble_::Transient), Act::Fail(Trouble_::Permanent)],
         (_, Side::After) => vec![Act::Fail(Trouble_::Transient)],
-        (Hands::Libvirt, _) => vec![Act::Lost, Act::LostAndLate(20_000)],
+        (Hands::Libvirt | Hands::Vault, _) => vec![Act::Lost, Act::LostAndLate(20_000)],
         (Hands::Helper, _) => vec![Act::Fail(Trouble_::Permanent)],
     });
     play("failing at every call", picked(cases, most(150)));

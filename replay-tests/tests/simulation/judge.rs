@@ -89,6 +89,9 @@ pub fn judge(
         leftovers(scenario, stage, was, succeeded, &mut wrong);
     }
     backups(scenario, stage, was, end, &mut wrong);
+    if scenario.of_vault() {
+        in_vault(scenario, stage, was, end, &mut wrong);
+    }
     last_cut(stage, &mut wrong);
     wrong.extend(stage.world.wrong());
     Verdict { status, attention: attention.join("; "), fault, wrong }
@@ -276,6 +279,76 @@ fn backup(stage: &Stage, manifest: &manifest::Manifest, folder: &Path, roots: &R
         }
     }
     wrong
+}
+
+/// A backup in the vault is what the disks held at one instant, byte for byte; so is the domain that was made of it. A
+/// checkpoint is that of a backup.
+fn in_vault(
+    scenario: &Scenario,
+    stage: &Stage,
+    was: &Before,
+    End { attended, succeeded, .. }: End,
+    wrong: &mut Vec<String>,
+) {
+    let kept = stage.kept();
+    let checked = kept.iter().filter(|kept| kept.checked).count();
+    let expected = was.in_vault + usize::from(scenario.purpose == Purpose::IntoVault && succeeded);
+    // What was committed counts, though the job went wrong afterwards.
+    if checked != expected && !(checked == expected + 1 && scenario.purpose == Purpose::IntoVault) {
+        wrong.push(format!("{checked} backups in the vault, and not {expected}"));
+    }
+    for kept in kept.iter().filter(|kept| kept.checked) {
+        match &kept.disks {
+            Ok(disks) => one_instant("a backup in the vault", disks, scenario, wrong),
+            Err(e) => wrong.push(format!("a backup in the vault cannot be read: {e}")),
+        }
+    }
+    let now = stage.world.picture(&stage.domain.id);
+    let named = |name: &String| {
+        kept.iter().any(|kept| kept.checked && kept.manifest.checkpoint.as_ref() == Some(name))
+    };
+    // Of a domain that is off none can be deleted.
+    if let Some(orphan) = now.checkpoints.iter().find(|name| !named(name))
+        && !attended
+        && now.run != RunState::Off
+    {
+        wrong.push(format!("the checkpoint {orphan} is of no backup"));
+    }
+    if now.pulled && !attended {
+        wrong.push("QEMU still copies for a backup".to_owned());
+    }
+    if scenario.purpose == Purpose::Another && succeeded {
+        let chains = stage.world.picture(&copy()).persistent.into_iter().map(|path| {
+            let layer = Layer { path, format: "raw".to_owned() };
+            Fake::content(&[layer], scenario.disk_size()).unwrap()
+        });
+        one_instant("the new domain", &chains.collect::<Vec<_>>(), scenario, wrong);
+    }
+}
+
+/// These disks hold what the guest had written at one instant.
+fn one_instant(whose: &str, disks: &[Vec<u8>], scenario: &Scenario, wrong: &mut Vec<String>) {
+    let of = scenario.formats.len();
+    let ticks: Vec<u64> =
+        disks.iter().map(|disk| u64::from_be_bytes(disk[..8].try_into().unwrap())).collect();
+    let last = ticks.iter().max().copied().unwrap_or(0);
+    for (place, disk) in disks.iter().enumerate() {
+        // Its last turn until then.
+        let turn = (0..=last).rev().find(|n| *n as usize % of == place).unwrap_or(0);
+        if ticks[place] != turn {
+            wrong.push(format!("{whose} is of several instants: {ticks:?}"));
+            return;
+        }
+        let expected = Fake::content_at("web", (place, of), scenario.disk_size(), turn);
+        if let Some(at) = disk
+            .iter()
+            .zip(&expected)
+            .position(|(is, was)| is != was)
+            .or((disk.len() != expected.len()).then_some(expected.len()))
+        {
+            wrong.push(format!("{whose} has something else at byte {at} of disk {place}, at tick {turn}"));
+        }
+    }
 }
 
 /// The host goes down once more, and the guest is started by whoever comes first: it finds all that it wrote.

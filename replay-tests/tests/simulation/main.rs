@@ -10,3 +10,4 @@ mod families;
 mod judge;
 mod run;
 mod scenario;
+mod vault;

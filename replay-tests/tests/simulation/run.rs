@@ -18,7 +18,6 @@ use vmkeep_steps::reconcile::sweep::Journals;
 use vmkeep_steps::restore::RestoreSettings;
 use vmkeep_steps::snapshot::safety::{Release, release};
 use vmkeep_steps::snapshot::{Places, World};
-use vmkeep_steps::vaults::NoVaults;
 use vmkeep_steps::workflows::snapshot::{Settings, reboot};
 use vmkeep_steps::workflows::{self as product, Parts};
 use vmkeep_store::MemoryStore;
@@ -32,6 +31,7 @@ use vmkeep_workflow::{
 use super::director::{Act, Director, Mortal, Reached};
 use super::judge::{self, Verdict};
 use super::scenario::{At, Scenario, Stage, files};
+use super::vault;
 
 /// What happens at which place, by its number.
 pub type Acts = BTreeMap<usize, Act>;
@@ -134,8 +134,12 @@ impl Play<'_> {
                 targets: none,
                 ..Settings::new(id.clone(), "vmkeep simulated")
             },
-            backup: BackupSettings::new(id.clone(), "vmkeep simulated"),
-            vaults: Arc::new(NoVaults),
+            backup: BackupSettings { low_water: none, ..BackupSettings::new(id.clone(), "vmkeep simulated") },
+            vaults: Arc::new(vault::One::new(
+                self.stage.vault.clone(),
+                self.director.clone(),
+                self.stage.world.clone(),
+            )),
             restore,
             in_place: InPlaceSettings { store: id.clone(), restored: self.stage.at("restored"), restore },
             users: Arc::new(OpenJobs(store.clone())),
@@ -274,12 +278,20 @@ fn arrange(scenario: &Scenario, stage: &Stage) {
     if scenario.agent {
         stage.world.gets_agent(id);
     }
-    if scenario.at != At::Off || !scenario.before.is_empty() {
+    if scenario.at != At::Off || !scenario.before.is_empty() || scenario.of_vault() {
         stage.world.operator_starts(id);
         for _ in 0..5 {
             stage.world.pass();
         }
     }
+    if scenario.at == At::Off {
+        stage.world.operator_destroys(id);
+    }
+}
+
+/// A vault without backups.
+fn vault() -> Arc<vault::Place> {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(vault::Place::new())
 }
 
 /// Plays a scenario, with these acts.
@@ -287,11 +299,12 @@ pub fn run(scenario: &Scenario, acts: &Acts) -> Ran {
     let folder = folder();
     let world = Fake::new(&folder.0).unwrap();
     world.set_ram_disk(&folder.0.join("ram"));
-    let domain = world.add_domain("web", 7, scenario.formats).unwrap();
+    let domain = world.add_domain_of("web", 7, scenario.formats, scenario.disk_size()).unwrap();
     let director = Director::new(&world, domain.id, acts.clone());
     vmkeep_steps::simulation::direct(Some(director.clone()));
     let store = Arc::new(MemoryStore::new());
-    let stage = Stage { folder: folder.0.clone(), world, domain, store, done: Vec::new() };
+    let vault = vault();
+    let stage = Stage { folder: folder.0.clone(), world, domain, store, vault, done: Vec::new() };
     let mut play = Play { scenario, stage, director, began: Timestamp::now() };
     arrange(scenario, &play.stage);
     for prior in scenario.before {
@@ -340,6 +353,8 @@ pub struct Before {
     pub images: BTreeSet<PathBuf>,
     pub backups: usize,
     pub kept: usize,
+    /// Backups in the vault.
+    pub in_vault: usize,
     pub picture: Picture,
 }
 
@@ -348,6 +363,7 @@ fn before(stage: &Stage) -> Before {
         images: files(&stage.at("images")),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
+        in_vault: stage.kept().len(),
         picture: stage.world.picture(&stage.domain.id),
     }
 }
@@ -368,7 +384,8 @@ pub fn workflows() -> Vec<String> {
     let domain = world.add_domain("web", 7, &["raw"]).unwrap();
     let director = Director::new(&world, domain.id, Acts::new());
     let store = Arc::new(MemoryStore::new());
-    let stage = Stage { folder: folder.0.clone(), world, domain, store, done: Vec::new() };
+    let vault = vault();
+    let stage = Stage { folder: folder.0.clone(), world, domain, store, vault, done: Vec::new() };
     let play = Play { scenario: &super::scenario::SCENARIOS[0], stage, director, began: Timestamp::now() };
     play.daemon().engine.registry().workflow_names().iter().map(ToString::to_string).collect()
 }

@@ -19,6 +19,8 @@ use vmkeep_store::MemoryStore;
 use vmkeep_workflow::event::{IfBusy, JobRequest, Subject};
 use vmkeep_workflow::{Actor, EventStore, JobId};
 
+use super::vault;
+
 /// What the domain does when the job begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
@@ -33,6 +35,8 @@ pub enum At {
 pub enum Purpose {
     /// One backup more, and the domain as it was.
     Backup,
+    /// The same in the vault.
+    IntoVault,
     /// Another domain.
     Another,
     /// Other disks under the domain.
@@ -60,12 +64,26 @@ pub struct Scenario {
     pub purpose: Purpose,
 }
 
+/// Bytes of the disks of those that have to do with a vault: some of its chunks never change.
+const LARGE: u64 = 256 << 10;
+
+impl Scenario {
+    pub fn of_vault(&self) -> bool {
+        matches!(self.workflow, "backup" | "restore-vault")
+    }
+
+    pub fn disk_size(&self) -> u64 {
+        if self.of_vault() { LARGE } else { DISK_SIZE }
+    }
+}
+
 /// Where it is played.
 pub struct Stage {
     pub folder: PathBuf,
     pub world: Fake,
     pub domain: DomainRef,
     pub store: Arc<MemoryStore>,
+    pub vault: Arc<vault::Place>,
     /// The jobs that were done before.
     pub done: Vec<JobId>,
 }
@@ -90,6 +108,11 @@ impl Stage {
             .collect();
         all.sort();
         all.into_iter().map(|(_, id, path)| (id, path)).collect()
+    }
+
+    /// Backups in the vault, oldest first.
+    pub fn kept(&self) -> Vec<vault::Kept> {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.vault.backups())
     }
 
     fn last_backup(&self) -> (String, PathBuf) {
@@ -236,7 +259,60 @@ pub const SCENARIOS: &[Scenario] = &[
         purpose: Purpose::Tidy,
         ..USUAL
     },
+    Scenario {
+        name: "a domain that is off, into a vault",
+        workflow: "backup",
+        at: At::Off,
+        order: |stage| backup(stage, json!({})),
+        purpose: Purpose::IntoVault,
+        ..USUAL
+    },
+    Scenario {
+        name: "a new domain from a vault",
+        workflow: "restore-vault",
+        at: At::Off,
+        before: &[|stage| backup(stage, json!({}))],
+        order: |stage| restore_kept(stage, json!({ "then": "running" })),
+        purpose: Purpose::Another,
+        ..USUAL
+    },
+    Scenario {
+        name: "a running guest, into a vault",
+        workflow: "backup",
+        order: |stage| backup(stage, json!({})),
+        purpose: Purpose::IntoVault,
+        ..USUAL
+    },
+    Scenario {
+        name: "a frozen guest, into a vault",
+        workflow: "backup",
+        formats: &["raw", "raw"],
+        agent: true,
+        order: |stage| backup(stage, json!({ "freeze": "required" })),
+        purpose: Purpose::IntoVault,
+        ..USUAL
+    },
+    Scenario {
+        name: INCREMENTAL,
+        workflow: "backup",
+        formats: &["qcow2", "qcow2"],
+        before: &[|stage| backup(stage, json!({}))],
+        order: |stage| backup(stage, json!({})),
+        purpose: Purpose::IntoVault,
+        ..USUAL
+    },
+    Scenario {
+        name: "a new domain from two backups of a running guest",
+        workflow: "restore-vault",
+        before: &[|stage| backup(stage, json!({})), |stage| backup(stage, json!({}))],
+        order: |stage| restore_kept(stage, json!({})),
+        purpose: Purpose::Another,
+        ..USUAL
+    },
 ];
+
+/// A backup of what has changed since another one.
+pub const INCREMENTAL: &str = "what has changed, into a vault";
 
 fn request(workflow: &str, subject: (String, &str), options: Value, key: &str) -> JobRequest {
     JobRequest {
@@ -272,6 +348,22 @@ fn restore(stage: &Stage, more: Value) -> JobRequest {
     let (_, backup) = stage.last_backup();
     let options = json!({ "backup": backup, "name": "copy", "folder": stage.at("restored/copy") });
     request("restore", (COPY.to_string(), "copy"), with(options, more), "restore")
+}
+
+fn backup(stage: &Stage, more: Value) -> JobRequest {
+    of_domain(stage, "backup", with(json!({ "vault": vault::NAME }), more))
+}
+
+fn restore_kept(stage: &Stage, more: Value) -> JobRequest {
+    let manifest = stage.kept().pop().unwrap().manifest;
+    let options = json!({
+        "vault": vault::NAME,
+        "backup": manifest.backup,
+        "domain": manifest.domain,
+        "name": "copy",
+        "folder": stage.at("restored/copy"),
+    });
+    request("restore-vault", (COPY.to_string(), "copy"), with(options, more), "restore")
 }
 
 fn in_place(stage: &Stage, more: Value) -> JobRequest {

@@ -5,16 +5,12 @@
 //! is. Of images it is asked after the last byte of each as well, since nothing else would tell.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use vmkeep_vault::nbd::Address;
-use vmkeep_vault::source::{
-    DiskSource, Format, ImageOptions, ImageSource, NbdOptions, NbdSource, QemuNbdOptions, SourceError,
-};
+use vmkeep_vault::source::SourceError;
 use vmkeep_workflow::{Class, Code, Fault, StepContext, StepName};
 
 use super::begin::{BeginOutput, BeginPull, Begun};
@@ -22,18 +18,13 @@ use super::disk::BackupDisk;
 use super::read::{DOING, ReadInput};
 use super::{end, guard};
 use crate::codes;
-use crate::hypervisor::EXPORT_BITMAP;
+use crate::hypervisor::{NotShown, Shown};
 use crate::image::copy::Identity;
 use crate::snapshot::disk::JobDisk;
 use crate::snapshot::growth::Watch;
 use crate::snapshot::rest::TakeAtRest;
 use crate::snapshot::{World, not_looked};
 
-/// Connections to one export, requests in flight on each, and how long an answer may take: QEMU may be flushing the guest's own
-/// images.
-const CONNECTIONS: usize = 4;
-const IN_FLIGHT: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(300);
 /// For how long a pull must be able to go on with nobody looking after it.
 const ALONE: Duration = Duration::from_secs(600);
 /// How long a libvirtd that is gone when something was read is waited for, and how often it is asked.
@@ -174,11 +165,7 @@ impl<'a> Point<'a> {
     }
 
     /// A disk, to be read; with what has changed if that is wanted.
-    pub(super) async fn open(
-        &self,
-        disk: &BackupDisk,
-        changes: bool,
-    ) -> Result<Arc<dyn DiskSource>, Opening> {
+    pub(super) async fn open(&self, disk: &BackupDisk, changes: bool) -> Result<Shown, Opening> {
         match &self.input.from {
             ReadFrom::Pull { instance, .. } => self.open_pull(instance, disk, changes).await,
             ReadFrom::AtRest { .. } => self.open_image(disk).await,
@@ -186,47 +173,24 @@ impl<'a> Point<'a> {
     }
 
     /// Connects to a disk's export, and sees that it is the QEMU of this domain that shows it.
-    async fn open_pull(
-        &self,
-        instance: &str,
-        disk: &BackupDisk,
-        changes: bool,
-    ) -> Result<Arc<dyn DiskSource>, Opening> {
-        let options = NbdOptions {
-            bitmap: changes.then(|| EXPORT_BITMAP.to_owned()),
-            connections: CONNECTIONS,
-            in_flight: IN_FLIGHT,
-            patience: Some(PATIENCE),
-        };
-        let address = Address::unix(&self.begun.socket, disk.target.0.clone());
-        let source = NbdSource::open(&address, &options).await?;
-        let qemu = instance.split('@').next().and_then(|pid| pid.parse::<i32>().ok());
-        let peers = source.client().peers().flatten().filter_map(|peer| peer.process);
-        if let Some(other) = peers.into_iter().find(|peer| Some(*peer) != qemu) {
-            let at = self.begun.socket.display();
-            return Err(self
-                .lost(format!("process {other} answers at {at}, and not the domain's QEMU"))
-                .into());
-        }
-        Ok(Arc::new(source))
+    async fn open_pull(&self, instance: &str, disk: &BackupDisk, changes: bool) -> Result<Shown, Opening> {
+        let export = (self.begun.socket.as_path(), &disk.target);
+        let opened =
+            self.world.hypervisor.open_export(&self.input.domain.id, instance, export, changes).await;
+        opened.map_err(|why| match why {
+            NotShown::Source(error) => error.into(),
+            NotShown::Stranger(other) => {
+                let at = self.begun.socket.display();
+                self.lost(format!("process {other} answers at {at}, and not the domain's QEMU")).into()
+            }
+        })
     }
 
-    async fn open_image(&self, disk: &BackupDisk) -> Result<Arc<dyn DiskSource>, Opening> {
+    async fn open_image(&self, disk: &BackupDisk) -> Result<Shown, Opening> {
         let Some(top) = disk.top() else {
             return Err(self.lost(format!("disk {} has no image", disk.target)).into());
         };
-        let options = ImageOptions {
-            show: QemuNbdOptions {
-                image: Format::Named { format: top.format.clone(), file: top.path.clone() },
-                bitmap: None,
-                connections: CONNECTIONS,
-                owner: None,
-                folder: std::env::temp_dir(),
-            },
-            in_flight: IN_FLIGHT,
-            patience: Some(PATIENCE),
-        };
-        Ok(Arc::new(ImageSource::open(&options).await?))
+        Ok(self.world.storage.open_image(top).await?)
     }
 
     /// Ends when the guest needs its room back; the failure that then follows.

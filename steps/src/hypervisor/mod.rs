@@ -24,6 +24,7 @@ mod local;
 mod marker;
 mod observation;
 mod pull;
+mod show;
 mod standstill;
 mod storage;
 
@@ -43,6 +44,7 @@ pub use observation::{
     PauseReason, Qemu, QemuDisk, RunState, Target,
 };
 pub use pull::{EXPORT_BITMAP, Pull, PullDisk, Pulling};
+pub use show::{NotShown, Shown};
 pub use standstill::{InHand, Standstills};
 pub use storage::{Bitmap, FileId, Image, OverlaySpec, Space, Storage};
 
@@ -379,6 +381,17 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// files. `Ok` if there is nothing.
     async fn pull_clean(&self, _domain: &DomainId, _scratch: &[PathBuf]) -> HvResult<()> {
         not_here("clean up after a pull")
+    }
+
+    /// Opens what a pull of this QEMU process shows of a disk; with what has changed if that is wanted.
+    async fn open_export(
+        &self,
+        _domain: &DomainId,
+        instance: &str,
+        (socket, disk): (&Path, &Target),
+        changes: bool,
+    ) -> Result<Shown, NotShown> {
+        show::export(instance, socket, disk, changes).await
     }
 
     /// Deletes a checkpoint with its bitmaps; where a bitmap is lacking only libvirt's record. `Ok` if there is none.

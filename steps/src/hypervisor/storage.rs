@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+use vmkeep_vault::source::SourceError;
 
 use super::definition::Layer;
 use super::error::{HvError, HvResult, Trouble};
+use super::show::{self, Shown};
 
 /// Which file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,6 +122,11 @@ pub trait Storage: Send + Sync + 'static {
             return Ok(());
         }
         Err(HvError::new(Trouble::Unsupported, format!("{} cannot hold bitmaps here", overlay.display())))
+    }
+
+    /// Opens an image that nobody writes to as long as it is open.
+    async fn open_image(&self, image: &Layer) -> Result<Shown, SourceError> {
+        show::image(image).await
     }
 
     /// The room on the file system of a folder or file.

@@ -162,5 +162,5 @@ pub(crate) async fn entries(
     let Some(object) = vault.get(&ObjectName::Pack(area, pack)).await? else { return Ok(None) };
     let keys = vault.keys().clone();
     let scan = move || pack::entries(&keys, area, pack, &object);
-    Ok(Some(tokio::task::spawn_blocking(scan).await?))
+    Ok(Some(crate::tasks::blocking(scan).await?))
 }

@@ -85,7 +85,7 @@ impl Cached {
                 file.read_exact_at(&mut bytes, whole.start).ok()?;
                 open(&bytes).ok()
             };
-            if let Some(opened) = tokio::task::spawn_blocking(read).await? {
+            if let Some(opened) = crate::tasks::blocking(read).await? {
                 return Ok(opened);
             }
         }
@@ -102,7 +102,7 @@ impl Cached {
     pub async fn keep(&self, at: u64, bytes: bytes::Bytes) -> Result<(), VaultError> {
         if let Some(file) = self.file.clone() {
             let write = move || drop(file.write_all_at(&bytes, at));
-            tokio::task::spawn_blocking(write).await?;
+            crate::tasks::blocking(write).await?;
         }
         Ok(())
     }

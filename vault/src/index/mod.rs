@@ -458,7 +458,7 @@ async fn prepare(folder: PathBuf, listed: &[(ObjectName, u64)]) -> Result<Option
         }
         Ok(folder)
     };
-    Ok(match tokio::task::spawn_blocking(work).await? {
+    Ok(match crate::tasks::blocking(work).await? {
         Ok(folder) => Some(folder),
         Err(error) => {
             tracing::warn!(%error, "no folder for copies of the vault's index: every look-up asks the vault");

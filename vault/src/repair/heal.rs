@@ -163,7 +163,7 @@ impl<'a> Healer<'a> {
             let code = move || {
                 (ids.id(kind, &bytes) == id).then(|| blob::encode(&keys, kind, false, id, &bytes)).transpose()
             };
-            if let Some(blob) = tokio::task::spawn_blocking(code).await?? {
+            if let Some(blob) = crate::tasks::blocking(code).await?? {
                 self.put(&blob).await?;
                 self.report.given += 1;
                 self.chunks.insert(id);

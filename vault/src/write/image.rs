@@ -95,7 +95,7 @@ impl Session {
                 let items = cutter.batch(BATCH).await?;
                 ended = items.is_empty();
                 let ids = ids.clone();
-                hashing.push_back(tokio::task::spawn_blocking(move || hash(&ids, kind, items)));
+                hashing.push_back(crate::tasks::blocking(move || hash(&ids, kind, items)));
             }
             let Some(next) = hashing.pop_front() else { break };
             let mut new = Vec::new();
@@ -129,7 +129,7 @@ impl Session {
             let keys = work.keys.clone();
             let code =
                 move || new.iter().map(|(id, bytes)| blob::encode(&keys, kind, false, *id, bytes)).collect();
-            Box::pin(work.push(tokio::task::spawn_blocking(code))).await?;
+            Box::pin(work.push(crate::tasks::blocking(code))).await?;
             let finished = tree.take_finished();
             Box::pin(work.nodes(finished)).await?;
         }
@@ -223,7 +223,7 @@ impl Work<'_> {
                 .map(|(kind, patch, id, plain)| blob::encode(&keys, *kind, *patch, *id, plain))
                 .collect()
         };
-        self.push(tokio::task::spawn_blocking(code)).await
+        self.push(crate::tasks::blocking(code)).await
     }
 
     /// Whether a node may be reused: a patch only with its base.

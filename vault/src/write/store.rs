@@ -204,7 +204,7 @@ impl Store {
         let vault = self.vault.clone();
         self.in_flight.spawn(async move {
             let keys = vault.keys().clone();
-            let pack = tokio::task::spawn_blocking(move || builder.finish(&keys)).await??;
+            let pack = crate::tasks::blocking(move || builder.finish(&keys)).await??;
             let size = pack.object.len() as u64;
             let mut tries = 1;
             // A repeated put of the same bytes under the same name is harmless.
@@ -290,7 +290,7 @@ impl Store {
             let run = RunId::random(self.lease)?;
             let keys = self.vault.keys().clone();
             let encode = move || (draft.encode(&keys, run), draft);
-            let (object, back) = tokio::task::spawn_blocking(encode).await?;
+            let (object, back) = crate::tasks::blocking(encode).await?;
             let object = object?;
             draft = back;
             self.log.run_named(run).await?;

@@ -26,7 +26,7 @@ pub(super) fn observed(inner: &Inner, id: &DomainId) -> HvResult<Observation> {
         crashed: process.is_none() && domain.crashed,
         autostart: domain.autostart,
         snapshots: Vec::new(),
-        checkpoints: Vec::new(),
+        checkpoints: domain.checkpoints.clone(),
     })
 }
 
@@ -58,10 +58,12 @@ pub(super) fn qemu(process: &Process, boot: u32) -> Qemu {
     };
     let open = process.disks.iter().flat_map(|open| &open.chain).map(|layer| layer.path.clone());
     let open = open.chain(process.stray.iter().cloned());
+    let copies = process.pull.iter().flat_map(super::pulls::Pulled::told_jobs);
+    let open = open.chain(process.pull.iter().flat_map(super::pulls::Pulled::open));
     Qemu {
         instance: format!("{} on boot {boot}", process.number),
         disks: process.disks.iter().map(disk).collect(),
-        jobs: process.jobs.iter().map(job).collect(),
+        jobs: process.jobs.iter().map(job).chain(copies).collect(),
         open: open.collect(),
     }
 }
@@ -112,6 +114,7 @@ pub(super) fn save(id: DomainId, file: PathBuf, operation: &'static str) -> Vec<
             if torn.exists() {
                 return no(Trouble::Exists, format!("{} exists already", torn.display()));
             }
+            inner.process(&id)?.free_of_pulls()?;
             inner.process(&id)?.saving = Some(operation);
             inner.process(&id)?.aborted = false;
             saved_now(inner, &id, &torn, false)
@@ -146,6 +149,9 @@ pub(super) fn take(id: DomainId, take: Take) -> Vec<Part> {
             }
             if begin.memory.is_some() && inner.domain(&id)?.process.is_none() {
                 return no(Trouble::Refused, "a snapshot with memory needs a domain that runs");
+            }
+            if let Ok(process) = inner.process(&id) {
+                process.free_of_pulls()?;
             }
             if let Some(memory) = &begin.memory
                 && let Ok(process) = inner.process(&id)
@@ -303,6 +309,21 @@ pub(super) fn pivot(id: DomainId, commit: Commit) -> Vec<Part> {
                 (disk.layer, disk.backing) = (top.clone(), (!found).then(|| below.to_vec()));
             }
             Ok(())
+        }),
+    ]
+}
+
+/// A file gets another name as well, and then loses the one that it had.
+pub(super) fn moved_aside(from: PathBuf, to: PathBuf) -> Vec<Part> {
+    let old = from.clone();
+    vec![
+        part(move |_| match std::fs::hard_link(&from, &to) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            done => done.map_err(io),
+        }),
+        part(move |_| match std::fs::remove_file(&old) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(io),
         }),
     ]
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::acts::{chain_of, marked, observed, pivot, qemu, redefined, save, synced, take};
+use super::acts::{chain_of, marked, moved_aside, observed, pivot, qemu, redefined, save, synced, take};
 use super::effects::part;
 use super::events::{memory_head, read_memory};
-use super::{Client, Def, Domain, Fake, HEAD, Job, disk, io, no};
+use super::{Client, Def, Domain, Fake, HEAD, Job, disk, io, no, pulls, shown};
 use crate::hypervisor::*;
+use crate::simulation::Hands;
 
 /// How long a guest needs to shut down.
 const SHUTDOWN: Duration = Duration::from_secs(3);
@@ -87,6 +88,9 @@ impl Hypervisor for Client {
 
     async fn domain_job(&self, id: &DomainId) -> HvResult<Option<DomainJob>> {
         self.look(|inner| {
+            if let Some(pull) = &inner.process(id)?.pull {
+                return pull.job();
+            }
             Ok(inner.process(id)?.saving.map(|operation| DomainJob {
                 operation: operation.to_owned(),
                 elapsed_ms: 1,
@@ -101,13 +105,17 @@ impl Hypervisor for Client {
     }
 
     async fn abort_domain_job(&self, id: &DomainId) -> HvResult<()> {
-        self.look(|inner| {
-            if let Some(process) = &mut inner.domain(id)?.process {
+        let id = *id;
+        let abort = part(move |inner| {
+            let now = inner.now();
+            if let Some(process) = &mut inner.domain(&id)?.process {
                 process.aborted = process.saving.is_some();
+                process.aborts_pull(now);
             }
             Ok(())
-        })
-        .await
+        });
+        // It waits behind no other call.
+        self.carry_out("abort-domain-job", Some(id), Hands::Libvirt, vec![abort]).await
     }
 
     async fn stragglers(&self, id: &DomainId) -> HvResult<Option<String>> {
@@ -235,7 +243,7 @@ impl Hypervisor for Client {
                 rate => Duration::from_secs(disk::allocated(&commit.overlay).map_err(io)? / rate),
             };
             let ready_at = inner.now() + CATCH_UP + slowly;
-            if inner.helpers.contains(&commit.base) {
+            if inner.helpers.contains(&commit.base) || inner.readers.contains(&commit.base) {
                 return no(Trouble::Locked, "Failed to get \"write\" lock");
             }
             let libvirt_knows = commit.through == Through::Libvirt;
@@ -244,6 +252,7 @@ impl Hypervisor for Client {
                 return no(Trouble::Refused, "could not find image beneath");
             }
             let process = inner.process(&id)?;
+            process.free_of_pulls()?;
             chain_of(process, &commit)?;
             if process.jobs.contains_key(&commit.target) {
                 return no(Trouble::Busy, "disk already in active block job");
@@ -324,6 +333,7 @@ impl Hypervisor for Client {
             Some(_) if inner.managed_save(&id).is_some_and(|image| image.exists()) => {
                 no(Trouble::Refused, "it has a managed save image")
             }
+            Some(domain) if !domain.checkpoints.is_empty() => no(Trouble::Refused, "it has checkpoints"),
             _ => {
                 inner.domains.remove(&id);
                 Ok(())
@@ -414,7 +424,7 @@ impl Hypervisor for Client {
     }
 
     async fn take_managed_save(&self, id: &DomainId, to: &Path) -> HvResult<bool> {
-        let (id, to) = (*id, to.to_owned());
+        let id = *id;
         let image = self
             .look(|inner| {
                 inner.domain(&id)?;
@@ -422,16 +432,7 @@ impl Hypervisor for Client {
             })
             .await?;
         let Some(image) = image.filter(|image| image.exists()) else { return Ok(false) };
-        let from = image.clone();
-        let link = part(move |_| match std::fs::hard_link(&from, &to) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            done => done.map_err(io),
-        });
-        let forget = part(move |_| match std::fs::remove_file(&image) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            done => done.map_err(io),
-        });
-        self.effect("take-managed-save", Some(id), vec![link, forget]).await?;
+        self.effect("take-managed-save", Some(id), moved_aside(image, to.to_owned())).await?;
         Ok(true)
     }
 
@@ -444,16 +445,65 @@ impl Hypervisor for Client {
         self.effect("give-managed-save", Some(id), vec![one]).await
     }
 
-    async fn checkpoint_definitions(&self, _: &DomainId) -> HvResult<Vec<(String, String)>> {
-        Ok(Vec::new())
+    async fn bitmaps(&self, id: &DomainId, image: &Path) -> HvResult<Vec<Bitmap>> {
+        self.look(|inner| {
+            inner.process(id)?;
+            Ok(inner.bitmaps.of(image))
+        })
+        .await
     }
 
-    async fn forget_checkpoints(&self, _: &DomainId) -> HvResult<()> {
-        Ok(())
+    async fn checkpoint_definitions(&self, id: &DomainId) -> HvResult<Vec<(String, String)>> {
+        self.look(|inner| Ok(inner.domain(id)?.checkpoints.iter().map(|n| (n.clone(), n.clone())).collect()))
+            .await
     }
 
-    async fn give_checkpoint(&self, _: &DomainId, _: &str, _: &str) -> HvResult<()> {
-        no(Trouble::Unsupported, "no checkpoints here")
+    async fn forget_checkpoints(&self, id: &DomainId) -> HvResult<()> {
+        self.effect("forget-checkpoints", Some(*id), pulls::checkpoints(*id, Vec::clear)).await
+    }
+
+    async fn give_checkpoint(&self, id: &DomainId, name: &str, _: &str) -> HvResult<()> {
+        let name = name.to_owned();
+        let give = move |known: &mut Vec<String>| known.push(name);
+        self.effect("give-checkpoint", Some(*id), pulls::checkpoints(*id, give)).await
+    }
+
+    async fn socket_folder(&self, id: &DomainId) -> HvResult<PathBuf> {
+        self.look(|inner| {
+            let number = inner.process(id)?.number;
+            Ok(inner.folder.join(format!("libvirt/domain-{number}")))
+        })
+        .await
+    }
+
+    async fn pull_begin(&self, id: &DomainId, pull: &Pull) -> HvResult<()> {
+        self.effect("pull-begin", Some(*id), pulls::begin(*id, pull.clone())).await.map_err(pulls::doubt)
+    }
+
+    async fn pulling(&self, id: &DomainId) -> HvResult<Pulling> {
+        self.look(|inner| {
+            let pull = inner.domain(id)?.process.as_ref().and_then(|p| p.pull.as_ref());
+            Ok(pull.map(pulls::Pulled::told).unwrap_or_default())
+        })
+        .await
+    }
+
+    async fn pull_clean(&self, id: &DomainId, _: &[PathBuf]) -> HvResult<()> {
+        self.own("pull-clean", pulls::clean(*id)).await
+    }
+
+    async fn open_export(
+        &self,
+        id: &DomainId,
+        instance: &str,
+        (_, disk): (&Path, &Target),
+        changes: bool,
+    ) -> Result<Shown, NotShown> {
+        Ok(shown::export(self, id, instance, disk, changes).await?)
+    }
+
+    async fn delete_checkpoint(&self, id: &DomainId, name: &str) -> HvResult<()> {
+        self.effect("delete-checkpoint", Some(*id), pulls::forget(*id, name)).await
     }
 
     fn with_marker(&self, xml: &str, marker: &Marker) -> HvResult<String> {

@@ -136,19 +136,21 @@ pub(super) fn allocated(overlay: &Path) -> io::Result<u64> {
     Ok(std::fs::metadata(overlay)?.len().saturating_sub(FIRST_FREE * CLUSTER))
 }
 
-/// Writes what an overlay holds into the image under it.
-pub(super) fn commit(overlay: &Path, base: &Layer, when: SystemTime) -> io::Result<()> {
+/// Writes what an overlay holds into the image under it; the clusters that were written.
+pub(super) fn commit(overlay: &Path, base: &Layer, when: SystemTime) -> io::Result<Vec<u64>> {
     let file = File::open(overlay)?;
+    let mut written = Vec::new();
     if be64(&file, L1)? & PLACE == 0 {
-        return Ok(());
+        return Ok(written);
     }
     let alone = [Layer { path: overlay.to_owned(), format: "qcow2".to_owned() }];
     for number in 0..CLUSTER / 8 {
         if find(&file, number)?.is_some() {
             write(base, number, &read(&alone, number)?, when)?;
+            written.push(number);
         }
     }
-    Ok(())
+    Ok(written)
 }
 
 /// Lets an overlay forget all that it holds, as `qemu-img commit` does in the end.

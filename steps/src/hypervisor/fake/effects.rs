@@ -91,7 +91,7 @@ impl Client {
         }
     }
 
-    async fn carry_out(
+    pub(super) async fn carry_out(
         &self,
         what: &'static str,
         domain: Option<DomainId>,

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Def, Domain, Fake, HEAD, Inner, Mind, Open, Process, disk, home, io, no, tick};
-use crate::hypervisor::{DomainId, FileId, HvResult, Layer, PauseReason, RunState, Target, Trouble};
+use super::guests::tick;
+use super::{Def, Domain, Fake, HEAD, Inner, Mind, Open, Process, disk, home, io, no};
+use crate::hypervisor::{DomainId, FileId, HvResult, Layer, PauseReason, RunState, Target, Trouble, local};
 use crate::image::chain;
 use crate::image::qcow2::Format;
 use crate::snapshot::memory::{PART, WHOLE};
@@ -15,9 +16,12 @@ impl Fake {
         let mut inner = self.inner();
         inner.late.clear();
         inner.helpers.clear();
+        inner.readers.clear();
         inner.boot += 1;
         inner.libvirtd += 1;
         let mut ran = Vec::new();
+        let ids: Vec<DomainId> = inner.domains.keys().copied().collect();
+        ids.iter().for_each(|id| inner.images_closed(id, true));
         inner.domains.retain(|id, domain| {
             ran.extend(domain.process.is_some().then_some(*id));
             domain.process = None;
@@ -44,6 +48,7 @@ impl Fake {
         for domain in inner.domains.values_mut() {
             (domain.saved, domain.crashed) = (None, false);
             let Some(process) = &mut domain.process else { continue };
+            process.libvirtd_forgets_pull();
             // A save that was cut off is given up, and its guest runs on.
             if process.saving.take().is_some() && process.run == RunState::Paused(PauseReason::Job) {
                 process.run = RunState::Running;
@@ -129,7 +134,9 @@ impl Fake {
             return no(Trouble::Refused, "no such disk");
         };
         let (number, bytes) = (at / disk::CLUSTER, vec![byte; disk::CLUSTER as usize]);
-        disk::write(&open.chain[0], number, &bytes, when).map_err(io)?;
+        let open = open.clone();
+        inner.guest_overwrites(id, &open, number, &bytes, when).map_err(io)?;
+        let process = inner.process(id)?;
         // A commit that has caught up goes along with every write.
         if process.jobs.get(target).is_some_and(|job| job.ready)
             && let [_, base, ..] = open.chain.as_slice()
@@ -193,12 +200,20 @@ impl Fake {
 impl Inner {
     /// QEMU is gone, if there was one, and with it a domain that is not defined.
     pub(super) fn ended(&mut self, id: &DomainId, saved: bool, crashed: bool) {
+        self.images_closed(id, crashed);
         let Some(domain) = self.domains.get_mut(id).filter(|domain| domain.process.is_some()) else { return };
         domain.process = None;
         (domain.saved, domain.crashed) = (Some(saved), crashed);
         if domain.persistent.is_none() {
             self.domains.remove(id);
         }
+    }
+
+    /// QEMU closes its images, or is killed with them.
+    fn images_closed(&mut self, id: &DomainId, killed: bool) {
+        let process = self.domains.get(id).and_then(|domain| domain.process.as_ref());
+        let chains = process.into_iter().flat_map(|p| &p.disks).flat_map(|open| &open.chain);
+        chains.for_each(|layer| self.bitmaps.closed(&layer.path, killed));
     }
 
     /// It was somebody else who ended it.
@@ -266,12 +281,14 @@ impl Inner {
                 .map(|layer| std::fs::metadata(&layer.path).map(|data| FileId::of(&data)))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(io)?;
-            disks.push(Open { target: disk.target.clone(), chain, ids });
+            let size = local::inspect(&disk.layer)?.map_or(0, |image| image.virtual_size);
+            disks.push(Open { target: disk.target.clone(), chain, ids, size });
         }
         let held = |open: &Open| {
             let others = self.domains.values().filter_map(|d| d.process.as_ref()).flat_map(|p| &p.disks);
             let top = &open.chain[0].path;
             open.chain.iter().any(|layer| self.helpers.contains(&layer.path))
+                || self.readers.contains(top)
                 || others.into_iter().any(|other| other.chain[0].path == *top)
         };
         if let Some(open) = disks.iter().find(|open| held(open)) {
@@ -305,6 +322,7 @@ impl Inner {
         if least.zip(most).is_some_and(|(least, most)| most - least >= disks.len().max(2) as u64) {
             self.wrong.push(format!("{} starts from disks of different instants: {found:?}", live.name));
         }
+        disks.iter().for_each(|open| self.bitmaps.opened(&open.chain[0].path));
         self.processes += 1;
         let number = self.processes;
         // Of a guest that comes with its memory libvirt never says that somebody asked for its pause.
@@ -319,6 +337,7 @@ impl Inner {
             run,
             disks,
             jobs: BTreeMap::new(),
+            pull: None,
             stray: Vec::new(),
             frozen: false,
             memory: mind.ticks,
@@ -349,7 +368,7 @@ impl Inner {
 }
 
 /// The chain that QEMU opens.
-fn opened(top: &Layer) -> HvResult<Vec<Layer>> {
+pub(super) fn opened(top: &Layer) -> HvResult<Vec<Layer>> {
     let Some(format) = Format::from_name(&top.format) else {
         return no(Trouble::Refused, "an unknown format");
     };
@@ -410,6 +429,7 @@ impl Domain {
             persistent: None,
             durable: None,
             autostart: false,
+            checkpoints: Vec::new(),
             saved: None,
             crashed: false,
             process: None,
@@ -432,7 +452,7 @@ impl Domain {
 pub(super) fn drain(inner: &mut Inner, chain: &[Layer]) -> HvResult<()> {
     let when = inner.stamp();
     match chain {
-        [top, base, ..] => disk::commit(&top.path, base, when).map_err(io),
+        [top, base, ..] => inner.committed(&top.path, base, when).map_err(io),
         _ => no(Trouble::Refused, "could not find image beneath"),
     }
 }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use vmkeep_vault::source::SourceError;
 
 use super::effects::part;
-use super::{Client, Inner, disk, io, no};
-use crate::hypervisor::{FileId, HvResult, Image, Layer, OverlaySpec, Space, Storage, Trouble, local};
+use super::{Client, Inner, disk, io, no, shown};
+use crate::hypervisor::{FileId, HvResult, Image, Layer, OverlaySpec, Shown, Space, Storage, Trouble, local};
 
 /// Who has an image open for writing, or stands on it.
 fn open(inner: &Inner, path: &Path) -> bool {
@@ -64,7 +65,10 @@ impl Storage for Client {
             if raised.is_cancelled() {
                 return no(Trouble::Cancelled, "gives way");
             }
-            if held.iter().any(|file| open(inner, file) || inner.helpers.contains(file)) {
+            let taken = |file: &PathBuf| {
+                open(inner, file) || inner.helpers.contains(file) || inner.readers.contains(file)
+            };
+            if held.iter().any(taken) {
                 return no(Trouble::Locked, "Failed to get \"write\" lock");
             }
             inner.helpers.extend(held);
@@ -76,7 +80,7 @@ impl Storage for Client {
                 return no(Trouble::Cancelled, "gives way");
             }
             let when = inner.stamp();
-            disk::commit(&from, &to, when).map_err(io)
+            inner.committed(&from, &to, when).map_err(io)
         });
         let end = part(move |inner| {
             let when = inner.stamp();
@@ -85,6 +89,10 @@ impl Storage for Client {
         let outcome = self.own("commit-offline", vec![begin, copy, end]).await;
         self.world.inner().helpers.retain(|held| !files.contains(held));
         outcome
+    }
+
+    async fn open_image(&self, image: &Layer) -> Result<Shown, SourceError> {
+        shown::image(self, image).await
     }
 
     async fn space(&self, _: &Path) -> HvResult<Space> {

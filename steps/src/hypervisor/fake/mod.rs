@@ -20,8 +20,8 @@
 //! cost nothing ([`Fake::new_life`] for each runtime).
 //!
 //! # What is left out
-//! Firmware variables, TPM state, block devices, libvirt's own snapshots, checkpoints but as names, bitmaps, the space on
-//! file systems, and images of which a host's end would lose unsynced parts: for these there are other tests, on real ones.
+//! Firmware variables, TPM state, block devices, libvirt's own snapshots, bitmaps of images that overlays stand on, the space
+//! on file systems, and images of which a host's end would lose unsynced parts: for these there are other tests, on real ones.
 
 mod acts;
 mod calls;
@@ -29,7 +29,10 @@ mod definition;
 mod disk;
 mod effects;
 mod events;
+mod guests;
 mod images;
+mod pulls;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,6 +75,8 @@ pub(super) struct Open {
     target: Target,
     chain: Vec<Layer>,
     ids: Vec<super::FileId>,
+    /// Bytes.
+    size: u64,
 }
 
 /// An active commit.
@@ -89,6 +94,7 @@ pub(super) struct Process {
     run: RunState,
     disks: Vec<Open>,
     jobs: BTreeMap<Target, Job>,
+    pull: Option<pulls::Pulled>,
     /// Files that it opened for a snapshot that came to nothing, and keeps open.
     stray: Vec<PathBuf>,
     frozen: bool,
@@ -109,6 +115,8 @@ pub(super) struct Domain {
     /// What a power cut leaves of it.
     durable: Option<Def>,
     autostart: bool,
+    /// libvirt's checkpoints, oldest first.
+    checkpoints: Vec<String>,
     saved: Option<bool>,
     crashed: bool,
     process: Option<Process>,
@@ -135,6 +143,9 @@ pub(super) struct Inner {
     processes: u32,
     /// Images that a helper has open for writing.
     helpers: Vec<PathBuf>,
+    /// Images that helpers read, and that nobody may write to meanwhile.
+    readers: Vec<PathBuf>,
+    bitmaps: pulls::Bitmaps,
     late: Vec<Late>,
     /// Domains that a call is being carried out on.
     locked: std::collections::BTreeSet<DomainId>,
@@ -192,6 +203,8 @@ impl Fake {
             libvirtd: 1,
             processes: 0,
             helpers: Vec::new(),
+            readers: Vec::new(),
+            bitmaps: pulls::Bitmaps::default(),
             late: Vec::new(),
             locked: std::collections::BTreeSet::new(),
             flushed: BTreeMap::new(),
@@ -208,6 +221,7 @@ impl Fake {
         let mut inner = self.inner();
         inner.since = Instant::now();
         inner.helpers.clear();
+        inner.readers.clear();
         inner.locked.clear();
     }
 
@@ -234,17 +248,32 @@ impl Fake {
     /// # Errors
     /// When its images cannot be made.
     pub fn add_domain(&self, name: &str, number: u128, formats: &[&str]) -> std::io::Result<DomainRef> {
+        self.add_domain_of(name, number, formats, DISK_SIZE)
+    }
+
+    /// The same with disks of this size, at most 2 MiB; on large ones the guest writes to more than one place
+    /// ([`Fake::content_at`]).
+    ///
+    /// # Errors
+    /// When its images cannot be made.
+    pub fn add_domain_of(
+        &self,
+        name: &str,
+        number: u128,
+        formats: &[&str],
+        size: u64,
+    ) -> std::io::Result<DomainRef> {
         let mut inner = self.inner();
         let id = DomainId(uuid::Uuid::from_u128(number));
         let mut disks = Vec::new();
         for (format, letter) in formats.iter().zip('a'..='z') {
             let path = inner.folder.join(format!("images/{name}-{letter}.{format}"));
-            disk::create(&path, format, DISK_SIZE, None)?;
+            disk::create(&path, format, size, None)?;
             let layer = Layer { path: path.clone(), format: (*format).to_owned() };
-            let mut pattern = vec![0; 4096];
-            pattern[..32].copy_from_slice(blake3::hash(format!("{name} {letter}").as_bytes()).as_bytes());
             let when = inner.stamp();
-            disk::write(&layer, 3, &pattern, when)?;
+            for at in guests::patterns(size) {
+                disk::write(&layer, at, &guests::pattern(name, letter), when)?;
+            }
             disks.push(DefDisk {
                 target: format!("vd{letter}").as_str().into(),
                 layer,
@@ -278,6 +307,8 @@ impl Fake {
             frozen: domain.process.as_ref().is_some_and(|p| p.frozen),
             busy: domain.process.as_ref().is_some_and(|p| p.saving.is_some()),
             jobs: domain.process.as_ref().map_or(0, |p| p.jobs.len()),
+            pulled: domain.process.as_ref().is_some_and(pulls::left),
+            checkpoints: domain.checkpoints.clone(),
             qemu: domain.process.iter().flat_map(|p| &p.disks).map(|d| d.chain[0].path.clone()).collect(),
             live: domain.process.as_ref().map(|p| of(&p.live)).unwrap_or_default(),
             persistent: domain.persistent.as_ref().map(of).unwrap_or_default(),
@@ -293,7 +324,7 @@ impl Fake {
     /// # Errors
     /// When one cannot be read.
     pub fn ticks(chains: &[Vec<Layer>]) -> std::io::Result<Vec<u64>> {
-        chains.iter().map(|chain| tick(chain)).collect()
+        chains.iter().map(|chain| guests::tick(chain)).collect()
     }
 
     /// What a memory image knows of the disks.
@@ -319,6 +350,9 @@ pub struct Picture {
     /// A job of libvirt's own, such as a save, has it.
     pub busy: bool,
     pub jobs: usize,
+    /// QEMU has something of a pull.
+    pub pulled: bool,
+    pub checkpoints: Vec<String>,
     pub qemu: Vec<PathBuf>,
     pub live: Vec<PathBuf>,
     pub persistent: Vec<PathBuf>,
@@ -337,6 +371,8 @@ impl Default for Picture {
             frozen: false,
             busy: false,
             jobs: 0,
+            pulled: false,
+            checkpoints: Vec::new(),
             qemu: Vec::new(),
             live: Vec::new(),
             persistent: Vec::new(),
@@ -346,11 +382,6 @@ impl Default for Picture {
             theirs: false,
         }
     }
-}
-
-fn tick(chain: &[Layer]) -> std::io::Result<u64> {
-    let bytes = disk::read(chain, 0)?;
-    Ok(u64::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]]))
 }
 
 impl Inner {
@@ -385,81 +416,5 @@ impl Inner {
             _ if !answers => no(Trouble::AgentSilent, "guest agent is not responding"),
             process => Ok(process),
         }
-    }
-
-    /// Time has passed: what was due happens, and guests that run write.
-    fn pass(&mut self) {
-        let now = self.now();
-        while let Some(at) = self.late.iter().position(|late| late.due <= now) {
-            let late = self.late.remove(at);
-            for part in late.parts {
-                if part(self).is_err() {
-                    break;
-                }
-                self.guests();
-            }
-        }
-        self.guests();
-    }
-
-    fn guests(&mut self) {
-        let now = self.now();
-        let ids: Vec<DomainId> = self.domains.keys().copied().collect();
-        for id in ids {
-            if let Err(e) = self.guest(&id, now) {
-                self.wrong.push(format!("a guest cannot use its disk: {e}"));
-            }
-        }
-    }
-
-    /// A guest writes one tick, if it runs.
-    fn guest(&mut self, id: &DomainId, now: Duration) -> std::io::Result<()> {
-        let when = self.stamp();
-        let Some(domain) = self.domains.get_mut(id) else { return Ok(()) };
-        if domain.process.as_ref().is_some_and(|p| p.obeys_at.is_some_and(|at| at <= now)) {
-            self.ended(id, false, false);
-            return Ok(());
-        }
-        let Some(process) = &mut domain.process else { return Ok(()) };
-        for (target, job) in process.jobs.iter_mut().filter(|(_, job)| !job.ready && job.ready_at <= now) {
-            job.ready = true;
-            let Some(open) = process.disks.iter().find(|open| open.target == *target) else { continue };
-            if let [top, base, ..] = open.chain.as_slice() {
-                disk::commit(&top.path, base, when)?;
-            }
-        }
-        if process.run != RunState::Running || process.frozen {
-            return Ok(());
-        }
-        let next = process.memory.values().max().copied().unwrap_or(0) + 1;
-        let turn = usize::try_from(next).unwrap_or(0) % process.disks.len().max(1);
-        let Some(open) = process.disks.get(turn) else { return Ok(()) };
-        for (layer, was) in open.chain.iter().zip(&open.ids) {
-            let is = std::fs::metadata(&layer.path).map(|data| super::FileId::of(&data));
-            if is.ok() != Some(*was) {
-                let path = layer.path.display();
-                self.wrong.push(format!("{path} has been removed or replaced while QEMU has it open"));
-                domain.process = None;
-                return Ok(());
-            }
-        }
-        let found = tick(&open.chain)?;
-        let known = process.memory.get(&open.target).copied().unwrap_or(0);
-        if found != known {
-            self.wrong.push(format!(
-                "the guest of {} wrote {known} to {} and reads {found} ({})",
-                domain.name,
-                open.target,
-                open.chain[0].path.display()
-            ));
-        }
-        let mut cluster = disk::read(&open.chain, 0)?;
-        cluster[..8].copy_from_slice(&next.to_be_bytes());
-        disk::write(&open.chain[0], 0, &cluster, when)?;
-        process.memory.insert(open.target.clone(), next);
-        if let Some(home) = home(&open.chain) {
-            self.flushed.insert(home.to_owned(), next);
-        }
-        Ok(())
     }
 }

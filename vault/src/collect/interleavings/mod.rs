@@ -87,7 +87,7 @@ type Violation = String;
 
 impl Director {
     async fn new(seed: u64, shape: Shape) -> Self {
-        seeded::from(seed);
+        seeded::from(Some(seed));
         let stage = Arc::new(Stage::default());
         *stage.rng.lock().unwrap() = fastrand::Rng::with_seed(!seed);
         let raw = Confirmed::plain(false).unwrap().put(stage.memory.clone(), None).await.unwrap();
