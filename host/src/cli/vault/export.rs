@@ -130,7 +130,7 @@ fn wanted<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Vec<Wanted<'
 }
 
 /// The folder, made with what is missing above it.
-fn folder(path: &Path) -> Result<Folder, RootError> {
+pub(in crate::cli) fn folder(path: &Path) -> Result<Folder, RootError> {
     let there = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let root = TargetRoot::open(there)?;
     match path.strip_prefix(there).ok().and_then(Path::to_str).filter(|rest| !rest.is_empty()) {
@@ -234,6 +234,18 @@ impl Drop for Part<'_> {
     }
 }
 
+/// Converts a raw file into a qcow2 file that is there and empty. Durable on return; ends when nobody waits for it.
+pub(in crate::cli) async fn to_qcow2_unless_given_up(from: PathBuf, to: PathBuf) -> Result<(), String> {
+    let wanted = Wanting::default();
+    let given_up = Arc::clone(&wanted.0);
+    let converting =
+        tokio::task::spawn_blocking(move || to_qcow2(&from, &to, &|| given_up.load(Ordering::Relaxed)));
+    match converting.await {
+        Ok(converted) => converted.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Ends a conversion that nobody waits for any more: the process does not end before it has.
 #[derive(Default)]
 struct Wanting(Arc<AtomicBool>);
@@ -249,20 +261,16 @@ async fn convert(folder: &Folder, raw: &Part<'_>) -> Result<PathBuf, Fault> {
     // Made here, because `qemu-img` would make it readable for others.
     let qcow2 = Part::begin(folder, raw.name)?;
     let (from, to) = (folder.path_of(&raw.aside), folder.path_of(&qcow2.aside));
-    let wanted = Wanting::default();
-    let given_up = Arc::clone(&wanted.0);
-    let converting =
-        tokio::task::spawn_blocking(move || to_qcow2(&from, &to, &|| given_up.load(Ordering::Relaxed)));
-    let failed = |cause: &dyn std::fmt::Display| {
-        let path = qcow2.path().display().to_string();
-        Fault::permanent(codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION, "convert the disk", path, cause)
-            .remedy("Make room there, or write it raw: --format raw")
-    };
-    match converting.await {
-        Ok(Ok(())) => qcow2.take_name(),
-        Ok(Err(error)) => Err(failed(&error)),
-        Err(error) => Err(failed(&error)),
+    match to_qcow2_unless_given_up(from, to).await {
+        Ok(()) => qcow2.take_name(),
+        Err(cause) => Err(not_converted(&qcow2.path(), &cause)),
     }
+}
+
+pub(in crate::cli) fn not_converted(path: &Path, cause: &str) -> Fault {
+    let path = path.display().to_string();
+    Fault::permanent(codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION, "convert the disk", path, cause)
+        .remedy("Make room there, or write it raw: --format raw")
 }
 
 fn sink_fault(opened: &Opened, part: &Part<'_>, error: &VaultError) -> Fault {
@@ -272,7 +280,7 @@ fn sink_fault(opened: &Opened, part: &Part<'_>, error: &VaultError) -> Fault {
     }
 }
 
-fn root_error(act: &'static str, path: PathBuf, source: Error) -> RootError {
+pub(in crate::cli) fn root_error(act: &'static str, path: PathBuf, source: Error) -> RootError {
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             RootError::NoSpace { act, path }
@@ -281,7 +289,7 @@ fn root_error(act: &'static str, path: PathBuf, source: Error) -> RootError {
     }
 }
 
-fn place_fault(error: &RootError) -> Fault {
+pub(in crate::cli) fn place_fault(error: &RootError) -> Fault {
     let (code, path) = match error {
         RootError::Exists { path } => (codes::BACKUP_EXISTS, path.clone()),
         RootError::NoSpace { path, .. } => (codes::NOT_ENOUGH_DISK_SPACE, path.clone()),

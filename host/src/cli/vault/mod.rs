@@ -70,31 +70,31 @@ async fn act(command: args::Vault, global: &Global, out: &Out) -> Ended {
 }
 
 /// A vault that is open.
-struct Opened {
-    settings: VaultSettings,
-    vault: Vault,
+pub(super) struct Opened {
+    pub(super) settings: VaultSettings,
+    pub(super) vault: Vault,
     memory: Memory,
 }
 
 impl Opened {
     /// The folder for copies of its index.
-    fn cache(&self) -> PathBuf {
+    pub(super) fn cache(&self) -> PathBuf {
         self.memory.cache()
     }
 
     /// An error of the vault.
-    fn fault(&self, doing: &str, error: &VaultError) -> Fault {
+    pub(super) fn fault(&self, doing: &str, error: &VaultError) -> Fault {
         vaults::fault(doing, &self.settings, error)
     }
 
-    async fn backups(&self) -> Result<Backups, Fault> {
+    pub(super) async fn backups(&self) -> Result<Backups, Fault> {
         Box::pin(Backups::load(&self.vault, None))
             .await
             .map_err(|error| self.fault("list the backups", &error))
     }
 
     /// The vault's backups, and the one of them that a word names.
-    async fn backup(&self, word: &str) -> Result<(Backups, BackupId), Fault> {
+    pub(super) async fn backup(&self, word: &str) -> Result<(Backups, BackupId), Fault> {
         let all = self.backups().await?;
         let id = named::backup(&all, word, false)?;
         Ok((all, id))
@@ -102,7 +102,7 @@ impl Opened {
 }
 
 /// Who this process is, for those who look at the vault's leases.
-fn holder(purpose: &str) -> Holder {
+pub(super) fn holder(purpose: &str) -> Holder {
     vaults::holder(&format!("vmkeep vault {purpose}, process {}", std::process::id()))
 }
 
@@ -147,7 +147,7 @@ async fn passphrase(label: &str) -> Result<Option<Credential>, Fault> {
     Ok(Some(Credential::Passphrase(typed)))
 }
 
-async fn open(global: &Global, vault: &VaultRef) -> Result<Opened, Fault> {
+pub(super) async fn open(global: &Global, vault: &VaultRef) -> Result<Opened, Fault> {
     let config = config(global)?;
     let settings = settings(&config, &vault.vault, &vault.key)?;
     let given = recovery(&vault.key, &settings.label()).await?;
