@@ -34,6 +34,7 @@ const IN_FLIGHT: usize = 8;
 #[derive(Debug)]
 pub struct RawSource {
     file: Arc<File>,
+    start: u64,
     at: u64,
     size: u64,
 }
@@ -42,28 +43,35 @@ impl RawSource {
     /// Of the first bytes of a file.
     #[must_use]
     pub fn new(file: Arc<File>, size: u64) -> Self {
-        Self { file, at: 0, size }
+        Self::within(file, 0, size)
+    }
+
+    /// Of so many bytes from a place in a file.
+    #[must_use]
+    pub fn within(file: Arc<File>, start: u64, size: u64) -> Self {
+        Self { file, start, at: 0, size }
     }
 }
 
 #[async_trait]
 impl Source for RawSource {
     async fn next(&mut self) -> Result<Option<(u64, Extent)>> {
-        let (file, at, size) = (Arc::clone(&self.file), self.at, self.size);
-        if at >= size {
+        let (file, at) = (Arc::clone(&self.file), self.at);
+        if at >= self.size {
             return Ok(None);
         }
-        let extent = blocking::io(move || read_next(&file, at, size)).await?;
+        let (from, end) = (self.start + at, self.start + self.size);
+        let extent = blocking::io(move || read_next(&file, from, end)).await?;
         self.at += extent.len();
         Ok(Some((at, extent)))
     }
 }
 
-fn read_next(file: &File, at: u64, size: u64) -> Result<Extent> {
+fn read_next(file: &File, at: u64, end: u64) -> Result<Extent> {
     // Where nobody knows of holes, all is data.
     let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(data) => data.min(size),
-        Err(rustix::io::Errno::NXIO) => size,
+        Ok(data) => data.min(end),
+        Err(rustix::io::Errno::NXIO) => end,
         Err(_) => at,
     };
     if data > at {
@@ -74,7 +82,7 @@ fn read_next(file: &File, at: u64, size: u64) -> Result<Extent> {
         }
         return Ok(Extent::Zero(data - at));
     }
-    let mut bytes = vec![0; usize::try_from(PIECE.min(size - at)).map_err(Error::other)?];
+    let mut bytes = vec![0; usize::try_from(PIECE.min(end - at)).map_err(Error::other)?];
     file.read_exact_at(&mut bytes, at)?;
     Ok(Extent::Data(bytes.into()))
 }
@@ -90,6 +98,20 @@ pub async fn root_of_raw(
     file: &Arc<File>,
     size: u64,
 ) -> std::result::Result<BlobId, VaultError> {
+    root_within(ids, kind, file, 0, size).await
+}
+
+/// The same of so many bytes from a place in a file.
+///
+/// # Errors
+/// As [`root_of_raw`].
+pub async fn root_within(
+    ids: &IdKeys,
+    kind: BlobType,
+    file: &Arc<File>,
+    start: u64,
+    size: u64,
+) -> std::result::Result<BlobId, VaultError> {
     let synced = Arc::clone(file);
     blocking::io(move || {
         synced.sync_all()?;
@@ -97,7 +119,7 @@ pub async fn root_of_raw(
         rustix::fs::fadvise(&*synced, 0, None, Advice::DontNeed).or(Ok(()))
     })
     .await?;
-    let mut source = RawSource::new(Arc::clone(file), size);
+    let mut source = RawSource::within(Arc::clone(file), start, size);
     Ok(proof_of(ids, kind, size, &mut source).await?.root)
 }
 

@@ -15,6 +15,7 @@ mod files;
 mod place;
 mod restore;
 
+pub(in crate::cli) use files::differs;
 pub(in crate::cli) use restore::Restored;
 
 use vmkeep_workflow::Fault;

@@ -102,7 +102,7 @@ impl Place {
     pub(super) fn take(path: &Path, wanted: Note) -> Result<Self, Fault> {
         let placed = |error: &RootError| place_fault(error);
         let made = !path.exists();
-        let folder = folder(path).map_err(|error| placed(&error))?;
+        let folder = folder(path)?;
         if made {
             let mode = rustix::fs::Mode::from_raw_mode(PASSABLE);
             rustix::fs::fchmod(&folder, mode)

@@ -4,10 +4,16 @@
 //! Whoever is interrupted leaves a lease behind, which nobody may end for them: something may still be on its way. So that is
 //! said, with the command that gives it up.
 
+mod classic;
 mod copy;
 pub(super) mod export;
+mod import;
 pub(super) mod look;
 pub(super) mod make;
+mod one;
+mod plain;
+mod tarball;
+mod target;
 pub(super) mod tend;
 
 use std::path::PathBuf;
@@ -64,6 +70,7 @@ async fn act(command: args::Vault, global: &Global, out: &Out) -> Ended {
         }
         V::Repair(args) => return tend::repair(global, out, &args).await,
         V::Copy(args) => return copy::copy(global, out, &args).await,
+        V::Import(args) => import::import(global, out, &args).await?,
         V::Export(args) => export::export(global, out, &args).await?,
     }
     Ok(0)
