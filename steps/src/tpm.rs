@@ -18,7 +18,7 @@ use crate::image::root::{Component, Folder, RelPath, RootError, TargetRoot};
 use crate::manifest::{TPM_FOLDERS, is_tpm_file};
 
 /// Firmware variables have at most some megabytes; a TPM's state some hundred kilobytes in a handful of files.
-pub(crate) const LARGEST: u64 = 64 << 20;
+pub const LARGEST: u64 = 64 << 20;
 const MOST_FILES: usize = 16;
 
 /// How often, and how far apart, a file is read anew that was written meanwhile.

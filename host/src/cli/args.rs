@@ -3,6 +3,7 @@
 mod backups;
 mod jobs;
 mod journal;
+mod offline;
 mod vault;
 
 use std::path::PathBuf;
@@ -12,9 +13,10 @@ use clap::{Args, Parser, Subcommand};
 pub use backups::{Catalogue, Delete, Protect, Prune, Restore, Snapshot};
 pub use jobs::{How, Job, JobAct, Jobs};
 pub use journal::{Audit, Engine, Export, PruneHistory, Store};
+pub use offline::{Offline, OfflineRestore, OfflineVault};
 pub use vault::{
-    ExportFormat, KeyRole, NewKey, OpenBy, OpenOtherBy, Vault, VaultCheck, VaultCopy, VaultExport, VaultGc,
-    VaultInit, VaultKey, VaultRef, VaultRepair,
+    ExportFormat, ImportedImage, KeyRole, NewKey, OpenBy, OpenOtherBy, Vault, VaultCheck, VaultCopy,
+    VaultExport, VaultGc, VaultImport, VaultInit, VaultKey, VaultRef, VaultRepair,
 };
 
 /// Crash-safe backups of KVM guests.
@@ -150,6 +152,9 @@ pub enum Command {
     /// Vaults: repositories of backups that several hosts may write to
     #[command(subcommand)]
     Vault(Box<Vault>),
+    /// Without vmkeepd: list, verify and restore what is in a vault, also on a host that has nothing else
+    #[command(subcommand, long_flag = "offline")]
+    Offline(Box<Offline>),
     /// The files that the journal is kept in
     #[command(subcommand)]
     Store(Store),

@@ -11,6 +11,7 @@ mod into_vault;
 mod job;
 mod kept;
 mod make;
+mod offline;
 mod show;
 mod store;
 mod terminal;
@@ -198,6 +199,7 @@ async fn carry_out(command: Command, global: &Global, out: &Out) -> Ended {
         }
         Command::Audit(Audit::Prune(args)) => return audit::prune(&client(global)?, out, args).await,
         Command::Vault(command) => return Box::pin(vault::carry_out(*command, global, out)).await,
+        Command::Offline(command) => return Box::pin(offline::carry_out(*command, global, out)).await,
         Command::Store(args::Store::Info) => store::info(global, out).await?,
         Command::Store(args::Store::Migrate { to, dry_run }) => {
             store::migrate(global, out, to.into(), dry_run).await?;

@@ -213,7 +213,7 @@ fn tpm_of(tpm: &xml::Tpm) -> TpmDef {
 /// What would make the copy and its original fight goes as well: files and sockets of serial ports and channels get
 /// names of their own, fixed ports of displays are left to libvirt, and the machine's generation id changes, which is
 /// how an operating system learns that it is a copy.
-pub(super) fn rewrite(text: &str, identity: &NewIdentity) -> HvResult<String> {
+pub fn rewrite(text: &str, identity: &NewIdentity) -> HvResult<String> {
     let mut xml = DomainXml::parse(text).map_err(|e| broken(&e))?;
     rewrite_tree(&mut xml, identity).map_err(|e| broken(&e))?;
     Ok(xml.to_string())

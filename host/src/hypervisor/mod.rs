@@ -45,8 +45,9 @@ use vmkeep_steps::hypervisor::{
     Pulling, Qemu, RunState, Standstills, Take, Target, Trouble,
 };
 
-pub use definition::read as read_definition;
+pub use definition::{read as read_definition, rewrite as rewrite_definition};
 pub use observe::Overview;
+pub use restored::changes as definition_changes;
 
 /// libvirt on this host. Cheap to clone; clones share the connection.
 #[derive(Clone, Debug)]

@@ -29,7 +29,7 @@ pub(super) async fn head(image: &Path, xml: &str) -> HvResult<Vec<u8>> {
 }
 
 /// See [`vmkeep_steps::hypervisor::Hypervisor::definition_changes`].
-pub(super) fn changes(old: &str, new: &str) -> HvResult<Vec<String>> {
+pub fn changes(old: &str, new: &str) -> HvResult<Vec<String>> {
     let old = DomainXml::parse(old).map_err(|e| broken(&e))?;
     let new = DomainXml::parse(new).map_err(|e| broken(&e))?;
     let mut found = Vec::new();

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod import;
 mod keys;
+mod offline;
+mod one;
 mod refusals;
 mod support;
 

@@ -78,9 +78,14 @@ pub(crate) struct Host {
 
 impl Host {
     fn command(&self, terminal: &[&str], args: &[&str]) -> Command {
+        self.vmkeep(terminal, &[&["vault"], args].concat())
+    }
+
+    /// Any command.
+    pub(crate) fn vmkeep(&self, terminal: &[&str], args: &[&str]) -> Command {
         // Without a terminal of its own it would ask at that of whoever runs the tests.
         let mut command = Command::new("setsid");
-        command.args(terminal).args(["--wait", env!("CARGO_BIN_EXE_vmkeep"), "vault"]).args(args);
+        command.args(terminal).args(["--wait", env!("CARGO_BIN_EXE_vmkeep")]).args(args);
         command.arg("--config").arg(&self.config);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", "/nonexistent");
         command
@@ -137,7 +142,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         Self {
             status: u16::try_from(output.status.code().expect("it ended by itself")).unwrap(),
             out: String::from_utf8(output.stdout).unwrap(),

@@ -43,6 +43,7 @@ mod unknown;
 mod unresponsive;
 mod vault;
 mod vault_attacks;
+mod vault_offline;
 mod vault_restore;
 mod waits;
 mod watchdog;

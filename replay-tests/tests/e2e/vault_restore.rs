@@ -13,9 +13,9 @@ use crate::support::bed::{Bed, configure, folder, give, refused, small};
 use crate::support::{Host, assert_ticks, disks, files_below};
 
 /// An encrypted vault, and the key to it.
-struct Sealed {
-    vault: PathBuf,
-    key: PathBuf,
+pub(crate) struct Sealed {
+    pub(crate) vault: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 impl Sealed {
@@ -37,14 +37,14 @@ impl Sealed {
     }
 }
 
-fn bed(spec: &GuestSpec) -> (Bed, Sealed) {
+pub(crate) fn bed(spec: &GuestSpec) -> (Bed, Sealed) {
     let host = Host::new();
     let sealed = Sealed::make(&host);
     (Bed::boot_on(host, None, spec), sealed)
 }
 
 /// Backs the guest up; the backup's id, and a tick that its disks have.
-fn back_up(bed: &Bed) -> (String, u64) {
+pub(crate) fn back_up(bed: &Bed) -> (String, u64) {
     bed.guest.wait_tick(10).unwrap();
     let tick = bed.guest.last_tick();
     let job = bed.host.begin(&["backup", "web1"]);
@@ -75,7 +75,7 @@ fn judge_disks(host: &Host, copy: &Guest, tick: u64, format: &str) -> [TickRepor
     reports
 }
 
-fn nobody_reads(host: &Host) {
+pub(crate) fn nobody_reads(host: &Host) {
     let leases = host.json(&["vault", "leases", "main"]);
     assert!(!leases.to_string().contains("\"alive\""), "{leases:#}");
 }
@@ -187,7 +187,7 @@ fn vmkeepd_killed_after_every_event_of_a_restore_from_a_vault_ends_whole() {
 }
 
 /// Copies a folder to another host, whose user it becomes.
-fn carry(host: &Host, from: &Path, to: &Path) {
+pub(crate) fn carry(host: &Host, from: &Path, to: &Path) {
     folder(host, to);
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let (at, target) = (entry.path(), to.join(entry.file_name()));
@@ -201,7 +201,7 @@ fn carry(host: &Host, from: &Path, to: &Path) {
 }
 
 /// The folder of the consoles of a host that is gone, on another one.
-struct Consoles(PathBuf);
+pub(crate) struct Consoles(PathBuf);
 
 impl Consoles {
     fn make(host: &Host, gone: PathBuf) -> Self {
@@ -218,12 +218,8 @@ impl Drop for Consoles {
     }
 }
 
-#[test]
-fn a_host_that_has_nothing_but_the_vault_and_its_key_brings_the_domain_back() {
-    let (bed, sealed) = bed(&small("web1"));
-    let daemon = bed.host.daemon();
-    let (id, tick) = back_up(&bed);
-    daemon.end();
+/// The host of a bed is lost; another one has the vault, its key, and the folder that consoles go to.
+pub(crate) fn move_out(bed: Bed, sealed: &Sealed) -> (Host, Sealed, Consoles) {
     // All that vmkeepd knew is gone, and so is the host.
     fs::remove_dir_all(bed.host.hypervisor.dir().join("state/vmkeep")).unwrap();
     let other = Host::new();
@@ -236,7 +232,17 @@ fn a_host_that_has_nothing_but_the_vault_and_its_key_brings_the_domain_back() {
     // The domain's console goes into a file, and QEMU makes no folders: whoever sets the new host up does.
     let gone = bed.host.hypervisor.dir().to_owned();
     drop(bed);
-    let _consoles = Consoles::make(&other, gone);
+    let consoles = Consoles::make(&other, gone);
+    (other, here, consoles)
+}
+
+#[test]
+fn a_host_that_has_nothing_but_the_vault_and_its_key_brings_the_domain_back() {
+    let (bed, sealed) = bed(&small("web1"));
+    let daemon = bed.host.daemon();
+    let (id, tick) = back_up(&bed);
+    daemon.end();
+    let (other, here, _consoles) = move_out(bed, &sealed);
 
     here.configure(&other);
     let listed = other.json(&["vault", "list", "main"]);

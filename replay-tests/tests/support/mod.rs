@@ -150,6 +150,12 @@ impl Host {
         self.hypervisor.command(self.program("vmkeep")).args(args).output().expect("vmkeep starts")
     }
 
+    /// Runs the command line with a place at which it is to die; whether it did is for the caller to see.
+    pub fn vmkeep_that_dies(&self, at: &str, args: &[&str]) -> Output {
+        let mut command = self.hypervisor.command(self.program("vmkeep"));
+        command.env("VMKEEP_CRASH_AT", at).args(args).output().expect("vmkeep starts")
+    }
+
     /// Where restored images go by default.
     pub fn restored(&self) -> PathBuf {
         self.hypervisor.dir().join("state/vmkeep/restored")

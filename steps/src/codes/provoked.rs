@@ -42,6 +42,8 @@ const KEPT: &str = "steps/src/inplace/keep.rs";
 const VAULTS: &str = "host/src/vaults/tests.rs";
 const VAULT: &str = "host/tests/vault/main.rs";
 const VAULT_KEYS: &str = "host/tests/vault/keys.rs";
+const VAULT_OFFLINE: &str = "host/tests/vault/offline.rs";
+const VAULT_ONE: &str = "host/tests/vault/one.rs";
 const VAULT_REFUSALS: &str = "host/tests/vault/refusals.rs";
 const HYPERVISOR: &str = "steps/src/hypervisor/error.rs";
 
@@ -166,6 +168,8 @@ const PROVOKED: &[(Code, &str, &str)] = &[
     (VAULT_DAMAGED, VAULT, "a_damaged_backup_is_named_and_healed_from_its_copy_under_another_key"),
     (VAULT_BUSY, VAULT_REFUSALS, "a_collection_goes_away_while_another_is_at_work_and_comes_again_when_that_is_given_up"),
     (VAULT_COPY_REFUSED, VAULT_REFUSALS, "nothing_is_copied_onto_itself_or_into_the_open_by_mistake"),
+    (WRITTEN_DIFFERS, VAULT_OFFLINE, "a_restore_that_is_killed_anywhere_is_finished_by_the_same_words_and_by_no_others"),
+    (TARGET_HOLDS_DATA, VAULT_ONE, "a_disk_goes_to_a_file_which_is_replaced_whole_or_left_as_it_is"),
     (CANNOT_BEGIN_PULL, "vault.rs", "a_backup_job_that_qemu_refuses_leaves_nothing_and_is_not_begun_twice"),
     (POINT_IN_TIME_LOST, "vault.rs", "a_guest_that_is_shut_down_in_the_middle_loses_only_the_backup"),
     (SCRATCH_RAN_LOW, "vault.rs", "a_backup_is_ended_while_there_is_still_room_for_what_the_guest_overwrites"),

@@ -15,4 +15,6 @@ super::codes! { VAULTS:
 204 VAULT_BUSY "The vault is in use, and what was to be done waits for others." "Another collection is at work, another host has begun something that is not over, or it has given this one up for dead." "Do it again later. Who shows no sign of life for a day is given up."
 205 VAULT_COPY_REFUSED "A backup was not copied." "It is not there, unchecked, damaged or to be pruned; it is pruned in the other vault; or it holds secrets and the other vault has no encryption." "The message says which; an encrypted vault takes everything."
 206 BACKUP_NOT_SURE "The backup is unchecked, or is to be pruned." "Its writer has not finished, or somebody wants it gone: what it needs may be missing, now or soon." "Restore another backup of the domain; or this one, if it is still whole: `--unchecked`"
+207 WRITTEN_DIFFERS "What was written does not read back as what the vault holds." "Somebody else writes there, or the storage is not sound." "Let nothing use it. Find out what wrote there, look into the kernel's log for errors of the storage, and do it again."
+208 TARGET_HOLDS_DATA "The place that a disk was to be written to holds something." "It is a file with content or a device that does not read as zeroes: it may be the only copy of what is there." "Look at it. Back it up, choose another place, or, if nobody needs it: `--overwrite-without-copy`"
 }

@@ -9,6 +9,8 @@ use vmkeep_workflow::Fault;
 
 mod fault;
 pub mod files;
+pub mod onto;
+pub mod read_back;
 
 pub use fault::{backend_fault, fault};
 

@@ -22,11 +22,11 @@ use crate::manifest::Image;
 use crate::tree::{self, Finished, Tree, TreeWriter, chunks};
 
 /// Chunks of a batch: 2 MiB.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// A chunk of zeroes.
 static ZEROES: [u8; CHUNK as usize] = [0; CHUNK as usize];
 /// Batches that are hashed at once, and that are coded at once.
-const AT_ONCE: usize = 4;
+pub(super) const AT_ONCE: usize = 4;
 
 /// What became of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Written {
     pub nodes: (u64, u64),
 }
 
-type Hashed = Vec<(Item, BlobId)>;
+pub(super) type Hashed = Vec<(Item, BlobId)>;
 type Coding = JoinHandle<Result<Vec<Encoded>, KeyError>>;
 
 impl Session {
@@ -144,7 +144,7 @@ impl Session {
     }
 }
 
-fn hash(ids: &IdKeys, kind: BlobType, items: Vec<Item>) -> Hashed {
+pub(super) fn hash(ids: &IdKeys, kind: BlobType, items: Vec<Item>) -> Hashed {
     let one = |item: Item| {
         let id = match &item {
             Item::Chunk(_, bytes) if bytes[..] != ZEROES => ids.id(kind, bytes),

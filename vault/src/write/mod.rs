@@ -6,6 +6,7 @@
 
 mod extents;
 mod image;
+mod proof;
 pub(crate) mod resume;
 mod sample;
 pub(crate) mod store;
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 
 pub use extents::{Extent, Parts, Source};
 pub use image::Written;
+pub use proof::proof_of;
 pub use store::{Log, NoLog, Stored};
 
 use crate::backups::{self, Backups, Mark};

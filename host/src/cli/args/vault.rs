@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use vmkeep_steps::image::qcow2::Format;
 use vmkeep_vault::ids::VaultId;
 use vmkeep_vault::keys::Role;
 
@@ -174,6 +175,8 @@ pub enum Vault {
     Copy(VaultCopy),
     /// Write the disks of a backup as files, with the domain's definition
     Export(VaultExport),
+    /// Bring plain images, or a backup in a folder, into a vault
+    Import(VaultImport),
     /// Who uses a vault: collections wait for these
     Leases {
         /// Which, and what opens it.
@@ -345,15 +348,79 @@ pub struct VaultExport {
     pub vault: VaultRef,
     /// Its id, or the beginning or the end of it
     pub backup: String,
-    /// The folder that they go to; it is made if it is not there
-    #[arg(long, value_name = "DIR")]
+    /// The folder that they go to; it is made if it is not there. With --disk, the file or the block device; with --format tar, the file
+    #[arg(long, value_name = "PATH")]
     pub to: PathBuf,
+    /// One disk, by target, to a file or onto a block device; what is written is read back
+    #[arg(long, value_name = "DISK", conflicts_with = "disks")]
+    pub disk: Option<String>,
+    /// With --disk, also onto what holds data, of which nobody keeps a copy
+    #[arg(long, requires = "disk")]
+    pub overwrite_without_copy: bool,
     /// Of the disks
     #[arg(long, value_enum, default_value_t)]
     pub format: ExportFormat,
     /// Only these disks, by target: vda,vdb
     #[arg(long, value_name = "DISK", value_delimiter = ',')]
     pub disks: Vec<String>,
+}
+
+/// Bring what lies in files into a vault.
+#[derive(Clone, Debug, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["from", "images"]))]
+pub struct VaultImport {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// The folder of a backup that `vmkeep snapshot` made; its memory is left out
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["images", "definition", "name", "uuid", "at"])]
+    pub from: Option<PathBuf>,
+    /// A plain image, with its format and all that it stands on: vda=qcow2:/path/to/file (may be repeated)
+    #[arg(long = "disk", value_name = "DISK=FORMAT:PATH", value_parser = image)]
+    pub images: Vec<ImportedImage>,
+    /// With --disk, the domain's definition, as `virsh dumpxml --inactive` prints it
+    #[arg(long, value_name = "FILE")]
+    pub definition: Option<PathBuf>,
+    /// With --disk, the domain's name (default: as its definition says)
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["from", "definition"])]
+    pub name: Option<String>,
+    /// With --disk, the domain's UUID (default: as its definition says, else a new one)
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<uuid::Uuid>,
+    /// With --disk, the instant of which the images are: 2027-01-31T12:00:00Z (default: of their last change)
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<jiff::Timestamp>,
+    /// Also secrets into a vault without encryption: a TPM's state, passwords in the definition
+    #[arg(long)]
+    pub allow_plain: bool,
+}
+
+/// A plain image that is to be imported. Its format is never guessed: a guest can write into a raw disk what looks like
+/// another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportedImage {
+    /// The disk that it becomes.
+    pub target: String,
+    /// What it is.
+    pub format: Format,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+fn image(text: &str) -> Result<ImportedImage, String> {
+    let parts = text.split_once('=').and_then(|(disk, rest)| Some((disk, rest.split_once(':')?)));
+    let format = |word| match word {
+        "raw" => Some(Format::Raw),
+        "qcow2" => Some(Format::Qcow2),
+        _ => None,
+    };
+    match parts {
+        Some((target, (word, path))) if !target.is_empty() && !path.is_empty() => {
+            let format = format(word).ok_or("the format is raw or qcow2")?;
+            Ok(ImportedImage { target: target.to_owned(), format, path: path.into() })
+        }
+        _ => Err("it must be of the form vda=qcow2:/path/to/file".to_owned()),
+    }
 }
 
 /// The format of a disk that is written.
@@ -364,6 +431,8 @@ pub enum ExportFormat {
     Raw,
     /// QEMU's own
     Qcow2,
+    /// All of it as one new file: a tarball with the raw disks
+    Tar,
 }
 
 fn vault_id(text: &str) -> Result<VaultId, String> {

@@ -26,6 +26,9 @@ use vmkeep_vault::read::read_image;
 use vmkeep_vault::{features, vault::Vault};
 use vmkeep_workflow::Fault;
 
+use super::one::{From, One};
+use super::tarball::tarball;
+use super::target::Target;
 use super::{Opened, holder, open};
 use crate::cli::Out;
 use crate::cli::args::{ExportFormat, Global, VaultExport};
@@ -53,12 +56,12 @@ pub(in crate::cli) struct Exported {
 }
 
 /// A file that is to be written.
-struct Wanted<'a> {
-    name: Component,
-    source: Source<'a>,
+pub(super) struct Wanted<'a> {
+    pub(super) name: Component,
+    pub(super) source: Source<'a>,
 }
 
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Image { target: &'a str, kind: BlobType, image: &'a Image, format: Format },
     Definition(&'a str),
 }
@@ -77,18 +80,14 @@ pub(super) async fn export(global: &Global, out: &Out, args: &VaultExport) -> Re
         let cause = format!("it uses the feature `{feature}`, which this version does not know");
         return Err(Fault::permanent(codes::VAULT_TOO_NEW, DOING, id.to_string(), cause));
     }
-    let wanted = wanted(manifest, args)?;
-    let folder = folder(&whole(&args.to)?).map_err(|error| place_fault(&error))?;
-    // Before anything is read: nothing is ever written over.
-    for one in &wanted {
-        if folder.stat(&one.name).map_err(|error| place_fault(&error))?.is_some() {
-            return Err(place_fault(&RootError::Exists { path: folder.path_of(&one.name) }));
-        }
-    }
+    let work = match &args.disk {
+        Some(disk) => Work::One(one_disk(manifest, args, disk).await?),
+        None => all_files(manifest, args)?,
+    };
     let lease = reading_lease(&opened.vault, &holder("export")).await;
     let lease = lease.map_err(|error| opened.fault(DOING, &error))?;
     let reported = lease.is_some();
-    let exported = Box::pin(all_of(&opened, manifest, &wanted, &folder, reported, out.json)).await;
+    let exported = Box::pin(carry_out(&opened, manifest, &work, reported, out.json)).await;
     if let Some(lease) = lease
         && let Err(error) = lease.end().await
     {
@@ -97,19 +96,73 @@ pub(super) async fn export(global: &Global, out: &Out, args: &VaultExport) -> Re
     out.show(&exported?, |files| show::exported(files))
 }
 
-/// What is to be written: nothing of it has a name of another.
-fn wanted<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Vec<Wanted<'a>>, Fault> {
-    for disk in &args.disks {
+/// What an export writes.
+enum Work<'a> {
+    One(One<'a>),
+    All(Vec<Wanted<'a>>, Folder),
+    Tarball(Vec<Wanted<'a>>, PathBuf),
+}
+
+/// One disk, at a place that may be written to.
+async fn one_disk<'a>(manifest: &'a Manifest, args: &VaultExport, disk: &str) -> Result<One<'a>, Fault> {
+    refuse_unknown(manifest, std::slice::from_ref(&disk.to_owned()))?;
+    let found = manifest.disks.iter().find(|one| one.target == disk);
+    let image = &found.ok_or_else(|| Fault::permanent(codes::NO_SUCH_DISK, DOING, disk, "it is gone"))?.image;
+    if args.format == ExportFormat::Tar {
+        return Err(Fault::permanent(codes::USAGE, DOING, disk, "one disk is written as it is")
+            .remedy("For a tarball: `--disks`"));
+    }
+    let path = whole(&args.to)?;
+    let target = tokio::task::spawn_blocking(move || Target::open(&path)).await;
+    let target = target.map_err(|error| Fault::permanent(codes::UNDEFINED_ERROR, DOING, disk, error))??;
+    let one = One { image, target, format: format(args.format).0 };
+    one.refuse(args.overwrite_without_copy).await?;
+    Ok(one)
+}
+
+/// Everything, into a folder.
+fn all_files<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Work<'a>, Fault> {
+    let wanted = wanted(manifest, args)?;
+    if args.format == ExportFormat::Tar {
+        let path = whole(&args.to)?;
+        if path.symlink_metadata().is_ok() {
+            return Err(place_fault(&RootError::Exists { path }));
+        }
+        return Ok(Work::Tarball(wanted, path));
+    }
+    let folder = folder(&whole(&args.to)?)?;
+    // Before anything is read: nothing is ever written over.
+    for one in &wanted {
+        if folder.stat(&one.name).map_err(|error| place_fault(&error))?.is_some() {
+            return Err(place_fault(&RootError::Exists { path: folder.path_of(&one.name) }));
+        }
+    }
+    Ok(Work::All(wanted, folder))
+}
+
+fn refuse_unknown(manifest: &Manifest, disks: &[String]) -> Result<(), Fault> {
+    for disk in disks {
         if manifest.disks.iter().all(|one| one.target != *disk) {
             let has: Vec<&str> = manifest.disks.iter().map(|disk| disk.target.as_str()).collect();
             return Err(Fault::permanent(codes::NO_SUCH_DISK, DOING, disk, "the backup has no such disk")
                 .remedy(format!("It has {}", has.join(", "))));
         }
     }
-    let (format, end) = match args.format {
-        ExportFormat::Raw => (Format::Raw, "raw"),
+    Ok(())
+}
+
+/// A disk's format, and how the names of such files end.
+fn format(format: ExportFormat) -> (Format, &'static str) {
+    match format {
+        ExportFormat::Raw | ExportFormat::Tar => (Format::Raw, "raw"),
         ExportFormat::Qcow2 => (Format::Qcow2, "qcow2"),
-    };
+    }
+}
+
+/// What is to be written: nothing of it has a name of another.
+fn wanted<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Vec<Wanted<'a>>, Fault> {
+    refuse_unknown(manifest, &args.disks)?;
+    let (format, end) = format(args.format);
     let chosen = |target: &str| args.disks.is_empty() || args.disks.iter().any(|disk| disk == target);
     let mut wanted = Vec::new();
     for disk in manifest.disks.iter().filter(|disk| chosen(&disk.target)) {
@@ -130,7 +183,11 @@ fn wanted<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Vec<Wanted<'
 }
 
 /// The folder, made with what is missing above it.
-fn folder(path: &Path) -> Result<Folder, RootError> {
+pub(in crate::cli) fn folder(path: &Path) -> Result<Folder, Fault> {
+    made(path).map_err(|error| place_fault(&error))
+}
+
+fn made(path: &Path) -> Result<Folder, RootError> {
     let there = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let root = TargetRoot::open(there)?;
     match path.strip_prefix(there).ok().and_then(Path::to_str).filter(|rest| !rest.is_empty()) {
@@ -139,11 +196,10 @@ fn folder(path: &Path) -> Result<Folder, RootError> {
     }
 }
 
-async fn all_of(
+async fn carry_out(
     opened: &Opened,
     manifest: &Manifest,
-    wanted: &[Wanted<'_>],
-    folder: &Folder,
+    work: &Work<'_>,
     report: bool,
     silent: bool,
 ) -> Result<Vec<Exported>, Fault> {
@@ -152,6 +208,30 @@ async fn all_of(
     let index = Arc::new(index.map_err(|error| opened.fault("read the vault's index", &error))?);
     let ids = vault.ids(manifest.domain);
     let fetcher = Fetcher::new(vault, ids.clone(), index, Some(opened.cache()), report);
+    match work {
+        Work::All(wanted, folder) => Box::pin(all_of(opened, (&ids, &fetcher), wanted, folder, silent)).await,
+        Work::Tarball(wanted, path) => {
+            let from = From { opened, ids: &ids, fetcher: &fetcher };
+            Box::pin(tarball(&from, wanted, path, manifest.taken)).await
+        }
+        Work::One(one) => {
+            if !silent {
+                let _ = writeln!(std::io::stderr(), "{}", size_of(one.image.size));
+            }
+            let from = From { opened, ids: &ids, fetcher: &fetcher };
+            Ok(vec![Box::pin(one.write(&from)).await?])
+        }
+    }
+}
+
+async fn all_of(
+    opened: &Opened,
+    (ids, fetcher): (&IdKeys, &Fetcher),
+    wanted: &[Wanted<'_>],
+    folder: &Folder,
+    silent: bool,
+) -> Result<Vec<Exported>, Fault> {
+    let vault = &opened.vault;
     let mut exported = Vec::new();
     for one in wanted {
         let part = Part::begin(folder, &one.name)?;
@@ -167,7 +247,7 @@ async fn all_of(
                     let _ =
                         writeln!(std::io::stderr(), "{}  {}", crate::text::safe(target), size_of(image.size));
                 }
-                let written = Box::pin(fill(vault, &ids, &fetcher, kind, image, &part)).await;
+                let written = Box::pin(fill(vault, ids, fetcher, kind, image, &part)).await;
                 let written = written.map_err(|error| sink_fault(opened, &part, &error))?;
                 let path =
                     if format == Format::Qcow2 { convert(folder, &part).await? } else { part.take_name()? };
@@ -234,6 +314,18 @@ impl Drop for Part<'_> {
     }
 }
 
+/// Converts a raw file into a qcow2 file that is there and empty. Durable on return; ends when nobody waits for it.
+pub(in crate::cli) async fn to_qcow2_unless_given_up(from: PathBuf, to: PathBuf) -> Result<(), String> {
+    let wanted = Wanting::default();
+    let given_up = Arc::clone(&wanted.0);
+    let converting =
+        tokio::task::spawn_blocking(move || to_qcow2(&from, &to, &|| given_up.load(Ordering::Relaxed)));
+    match converting.await {
+        Ok(converted) => converted.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Ends a conversion that nobody waits for any more: the process does not end before it has.
 #[derive(Default)]
 struct Wanting(Arc<AtomicBool>);
@@ -249,20 +341,16 @@ async fn convert(folder: &Folder, raw: &Part<'_>) -> Result<PathBuf, Fault> {
     // Made here, because `qemu-img` would make it readable for others.
     let qcow2 = Part::begin(folder, raw.name)?;
     let (from, to) = (folder.path_of(&raw.aside), folder.path_of(&qcow2.aside));
-    let wanted = Wanting::default();
-    let given_up = Arc::clone(&wanted.0);
-    let converting =
-        tokio::task::spawn_blocking(move || to_qcow2(&from, &to, &|| given_up.load(Ordering::Relaxed)));
-    let failed = |cause: &dyn std::fmt::Display| {
-        let path = qcow2.path().display().to_string();
-        Fault::permanent(codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION, "convert the disk", path, cause)
-            .remedy("Make room there, or write it raw: --format raw")
-    };
-    match converting.await {
-        Ok(Ok(())) => qcow2.take_name(),
-        Ok(Err(error)) => Err(failed(&error)),
-        Err(error) => Err(failed(&error)),
+    match to_qcow2_unless_given_up(from, to).await {
+        Ok(()) => qcow2.take_name(),
+        Err(cause) => Err(not_converted(&qcow2.path(), &cause)),
     }
+}
+
+pub(in crate::cli) fn not_converted(path: &Path, cause: &str) -> Fault {
+    let path = path.display().to_string();
+    Fault::permanent(codes::CANNOT_COPY_IMAGE_TO_BACKUP_LOCATION, "convert the disk", path, cause)
+        .remedy("Make room there, or write it raw: --format raw")
 }
 
 fn sink_fault(opened: &Opened, part: &Part<'_>, error: &VaultError) -> Fault {
@@ -272,7 +360,7 @@ fn sink_fault(opened: &Opened, part: &Part<'_>, error: &VaultError) -> Fault {
     }
 }
 
-fn root_error(act: &'static str, path: PathBuf, source: Error) -> RootError {
+pub(in crate::cli) fn root_error(act: &'static str, path: PathBuf, source: Error) -> RootError {
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             RootError::NoSpace { act, path }
@@ -281,7 +369,7 @@ fn root_error(act: &'static str, path: PathBuf, source: Error) -> RootError {
     }
 }
 
-fn place_fault(error: &RootError) -> Fault {
+pub(in crate::cli) fn place_fault(error: &RootError) -> Fault {
     let (code, path) = match error {
         RootError::Exists { path } => (codes::BACKUP_EXISTS, path.clone()),
         RootError::NoSpace { path, .. } => (codes::NOT_ENOUGH_DISK_SPACE, path.clone()),

@@ -27,7 +27,7 @@ pub(super) fn status(code: vmkeep_workflow::Code) -> u8 {
     u8::try_from(code.0).unwrap_or(1)
 }
 
-pub(super) async fn list(
+pub(in crate::cli) async fn list(
     global: &Global,
     out: &Out,
     vault: &VaultRef,
@@ -104,7 +104,7 @@ pub(super) async fn stats(global: &Global, out: &Out, vault: &VaultRef) -> Resul
     out.show(&StatsRow::from(&stats), show::stats)
 }
 
-pub(super) async fn check(global: &Global, out: &Out, args: &VaultCheck) -> Ended {
+pub(in crate::cli) async fn check(global: &Global, out: &Out, args: &VaultCheck) -> Ended {
     let opened = open(global, &args.vault).await?;
     if args.backend {
         return place(&opened, out).await;

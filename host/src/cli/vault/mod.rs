@@ -4,10 +4,16 @@
 //! Whoever is interrupted leaves a lease behind, which nobody may end for them: something may still be on its way. So that is
 //! said, with the command that gives it up.
 
+mod classic;
 mod copy;
 pub(super) mod export;
+mod import;
 pub(super) mod look;
 pub(super) mod make;
+mod one;
+mod plain;
+mod tarball;
+mod target;
 pub(super) mod tend;
 
 use std::path::PathBuf;
@@ -64,37 +70,38 @@ async fn act(command: args::Vault, global: &Global, out: &Out) -> Ended {
         }
         V::Repair(args) => return tend::repair(global, out, &args).await,
         V::Copy(args) => return copy::copy(global, out, &args).await,
+        V::Import(args) => import::import(global, out, &args).await?,
         V::Export(args) => export::export(global, out, &args).await?,
     }
     Ok(0)
 }
 
 /// A vault that is open.
-struct Opened {
-    settings: VaultSettings,
-    vault: Vault,
+pub(super) struct Opened {
+    pub(super) settings: VaultSettings,
+    pub(super) vault: Vault,
     memory: Memory,
 }
 
 impl Opened {
     /// The folder for copies of its index.
-    fn cache(&self) -> PathBuf {
+    pub(super) fn cache(&self) -> PathBuf {
         self.memory.cache()
     }
 
     /// An error of the vault.
-    fn fault(&self, doing: &str, error: &VaultError) -> Fault {
+    pub(super) fn fault(&self, doing: &str, error: &VaultError) -> Fault {
         vaults::fault(doing, &self.settings, error)
     }
 
-    async fn backups(&self) -> Result<Backups, Fault> {
+    pub(super) async fn backups(&self) -> Result<Backups, Fault> {
         Box::pin(Backups::load(&self.vault, None))
             .await
             .map_err(|error| self.fault("list the backups", &error))
     }
 
     /// The vault's backups, and the one of them that a word names.
-    async fn backup(&self, word: &str) -> Result<(Backups, BackupId), Fault> {
+    pub(super) async fn backup(&self, word: &str) -> Result<(Backups, BackupId), Fault> {
         let all = self.backups().await?;
         let id = named::backup(&all, word, false)?;
         Ok((all, id))
@@ -102,7 +109,7 @@ impl Opened {
 }
 
 /// Who this process is, for those who look at the vault's leases.
-fn holder(purpose: &str) -> Holder {
+pub(super) fn holder(purpose: &str) -> Holder {
     vaults::holder(&format!("vmkeep vault {purpose}, process {}", std::process::id()))
 }
 
@@ -147,7 +154,7 @@ async fn passphrase(label: &str) -> Result<Option<Credential>, Fault> {
     Ok(Some(Credential::Passphrase(typed)))
 }
 
-async fn open(global: &Global, vault: &VaultRef) -> Result<Opened, Fault> {
+pub(super) async fn open(global: &Global, vault: &VaultRef) -> Result<Opened, Fault> {
     let config = config(global)?;
     let settings = settings(&config, &vault.vault, &vault.key)?;
     let given = recovery(&vault.key, &settings.label()).await?;

@@ -28,10 +28,13 @@
 //! | [`reader`] | the vault as the steps of a job share it; the lease |
 //! | [`fetch`], [`image`] | one file: proven, never in anybody's way |
 //! | [`tpm`] | a TPM's state |
+//! | [`apart`] | what a restore without a daemon has in common with this |
 
+pub mod apart;
 mod check;
 pub mod fetch;
 pub mod image;
+mod machine_state;
 pub mod options;
 pub mod reader;
 pub mod tpm;
@@ -39,6 +42,8 @@ pub mod workflow;
 
 pub use options::VaultRestoreOptions;
 pub use workflow::VaultRestore;
+
+use check::mismatch;
 
 #[cfg(test)]
 mod tests;

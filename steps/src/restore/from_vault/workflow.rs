@@ -14,6 +14,7 @@ use vmkeep_workflow::{
 use super::check::{self, Facts, mismatch};
 use super::fetch::{Wanted, What, step_name};
 use super::image::{FetchImage, FetchInput};
+use super::machine_state::tpm_files;
 use super::options::VaultRestoreOptions;
 use super::reader::{EndReading, EndReadingInput, Readers, ReadingInput, Source, TakeReading};
 use super::tpm::{FetchTpm, FetchTpmInput, TpmFile};
@@ -23,7 +24,6 @@ use crate::hypervisor::{Definition, DomainId, DomainRef, Target};
 use crate::image::name::encode;
 use crate::image::qcow2::Format;
 use crate::image::root::Component;
-use crate::manifest::{TPM_FOLDERS, is_tpm_file};
 use crate::recipe::{self, PATIENTLY, patient, step};
 use crate::restore::check as backup;
 use crate::restore::ending::{self, Ending};
@@ -119,7 +119,7 @@ impl Workflow for VaultRestore {
         let parsed = self.world.hypervisor.parse_definition(&manifest.definition).map_err(|e| {
             Fault::permanent(codes::CANNOT_READ_XML_FILE, "read the definition", held.name, e)
         })?;
-        check::harmless(&opened, &options, &parsed, held)?;
+        check::harmless(&opened, options.trusted, &parsed, held)?;
         backup::name(&self.world, &domain).await?;
         let links_down = backup::original_exists(&self.world, held).await? && !options.connect;
         let (without, mut notes) = backup::others(&parsed, held).await?;
@@ -249,15 +249,8 @@ impl VaultRestore {
         if definition.devices.tpm.is_none() {
             return Ok((variables, None, notes));
         }
-        let mut files = Vec::new();
-        for stream in &manifest.streams {
-            let Some(path) = stream.name.strip_prefix(state::TPM) else { continue };
-            let (below, name) = path
-                .split_once('/')
-                .filter(|(below, name)| TPM_FOLDERS.contains(below) && is_tpm_file(name))
-                .ok_or_else(|| mismatch(manifest, format!("{path} is no place of a TPM's state")))?;
-            files.push(TpmFile { wanted: wanted(stream), below: below.to_owned(), name: name.to_owned() });
-        }
+        let file = |(below, name, stream)| TpmFile { wanted: wanted(stream), below, name };
+        let files: Vec<TpmFile> = tpm_files(manifest)?.into_iter().map(file).collect();
         notes.push(if files.is_empty() { ending::NO_TPM } else { ending::SAME_TPM }.to_owned());
         Ok((variables, (!files.is_empty()).then_some(files), notes))
     }
