@@ -13,8 +13,8 @@ pub use backups::{Catalogue, Delete, Protect, Prune, Restore, Snapshot};
 pub use jobs::{How, Job, JobAct, Jobs};
 pub use journal::{Audit, Engine, Export, PruneHistory, Store};
 pub use vault::{
-    ExportFormat, KeyRole, NewKey, OpenBy, OpenOtherBy, Vault, VaultCheck, VaultCopy, VaultExport, VaultGc,
-    VaultInit, VaultKey, VaultRef, VaultRepair,
+    ExportFormat, KeepBy, KeyRole, NewKey, OpenBy, OpenOtherBy, Vault, VaultCheck, VaultCopy, VaultExport,
+    VaultGc, VaultInit, VaultKey, VaultPrune, VaultRef, VaultRepair, VaultVerify,
 };
 
 /// Crash-safe backups of KVM guests.

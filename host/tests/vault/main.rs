@@ -4,6 +4,7 @@
 
 mod keys;
 mod refusals;
+mod retain;
 mod support;
 
 use std::os::unix::fs::MetadataExt as _;
