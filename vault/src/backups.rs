@@ -38,6 +38,9 @@ pub struct Mark {
     /// What is bad, of `hurt`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hurt: Vec<Hurt>,
+    /// When the reading began that ended at `at`, of `verified`. Older releases did not say it: they read all in one run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// The protection that ends, of `unprotect`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<MarkId>,
@@ -47,7 +50,7 @@ impl Mark {
     /// One that says nothing more.
     #[must_use]
     pub fn new(at: Timestamp, by: &str) -> Self {
-        Self { at, by: by.to_owned(), hurt: Vec::new(), ends: None }
+        Self { at, by: by.to_owned(), hurt: Vec::new(), since: None, ends: None }
     }
 }
 
@@ -139,6 +142,12 @@ impl Backups {
     #[must_use]
     pub fn has(&self, backup: BackupId, kind: MarkKind) -> bool {
         self.marks(backup).any(|(found, _)| found == kind)
+    }
+
+    /// Whether all of a backup was read and found good since it was put, and nothing was found bad since then.
+    #[must_use]
+    pub fn is_verified(&self, backup: BackupId) -> bool {
+        self.has(backup, MarkKind::Verified) && !self.has(backup, MarkKind::Hurt)
     }
 
     /// The marks of a backup.

@@ -6,7 +6,7 @@
 //! From the bottom: [`ids`] and [`names`]; the [`envelope`] of every object; [`keys`]; [`blob`], [`node`] and [`pack`];
 //! [`tree`]s; the [`header`] and the [`vault`] itself; the [`index`]; [`lease`]s, [`manifest`]s and [`backups`]; and what
 //! is done with all of that: [`mod@write`], [`read`], [`mod@check`], [`mod@settle`], [`mod@collect`], [`repair`],
-//! [`mod@copy`]. Beside them, what a backup is read from: [`source`], over [`nbd`].
+//! [`mod@copy`]; [`retention`] says which backups are to stay. Beside them, what a backup is read from: [`source`], over [`nbd`].
 
 pub mod backend;
 pub mod backups;
@@ -34,6 +34,7 @@ pub mod node;
 pub mod pack;
 pub mod read;
 pub mod repair;
+pub mod retention;
 pub mod secrets;
 pub mod settle;
 pub mod source;

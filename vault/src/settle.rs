@@ -96,7 +96,7 @@ async fn under(
     };
     let ids = vault.ids(manifest.domain);
     let fetcher = Fetcher::new(vault, ids, index, folder.map(Path::to_owned), true);
-    let lacks = Walk::new(vault, &fetcher, Judge::Kept(manifest.lease)).backup(manifest).await?;
+    let lacks = Walk::new(vault, &fetcher, Judge::Kept(manifest.lease)).backup(manifest).await?.hurt;
     if !lacks.is_empty() {
         return Ok(Settled::Lacks(lacks));
     }

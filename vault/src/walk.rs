@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::backups::Hurt;
 use crate::blob::BlobType;
+use crate::check::Readings;
 use crate::envelope::fixed;
 use crate::error::VaultError;
 use crate::fetch::Fetcher;
@@ -49,9 +50,22 @@ pub(crate) struct Walk<'a> {
     vault: &'a Vault,
     fetcher: &'a Fetcher,
     judge: Judge,
-    whole: HashSet<[u8; 16]>,
+    readings: Option<&'a Readings>,
+    /// Subtrees in which nothing is bad, with the oldest of the runs that read the packs of them.
+    whole: HashMap<[u8; 16], u64>,
+    packs: Mutex<HashSet<PackId>>,
     there: Mutex<HashMap<PackId, bool>>,
     bad: Mutex<HashSet<BadPlace>>,
+}
+
+/// What a walk through a backup found.
+#[derive(Debug)]
+pub(crate) struct Walked {
+    /// What it lacks.
+    pub(crate) hurt: Vec<Hurt>,
+    /// Every blob of it has a good place in a pack that this run or a later one has read; 0 if one has not, or nothing was
+    /// read. Of nothing, it is whatever one likes.
+    pub(crate) oldest: u64,
 }
 
 /// What one image lacks.
@@ -72,7 +86,26 @@ impl Lacks {
 
 impl<'a> Walk<'a> {
     pub(crate) fn new(vault: &'a Vault, fetcher: &'a Fetcher, judge: Judge) -> Self {
-        Self { vault, fetcher, judge, whole: HashSet::new(), there: Mutex::default(), bad: Mutex::default() }
+        Self {
+            vault,
+            fetcher,
+            judge,
+            readings: None,
+            whole: HashMap::new(),
+            packs: Mutex::default(),
+            there: Mutex::default(),
+            bad: Mutex::default(),
+        }
+    }
+
+    /// The same, that also tells when what it found was read.
+    pub(crate) fn with_readings(self, readings: Option<&'a Readings>) -> Self {
+        Self { readings, ..self }
+    }
+
+    /// The packs of all good places that it came by.
+    pub(crate) fn packs(self) -> HashSet<PackId> {
+        self.packs.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Places that were found bad or missing since the last call.
@@ -80,16 +113,17 @@ impl<'a> Walk<'a> {
         std::mem::take(&mut *self.bad.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
     }
 
-    /// What a backup lacks; nothing if it is whole.
+    /// What a backup lacks, and since when the rest of it has been read.
     ///
     /// # Errors
     /// What the backend could not do.
-    pub(crate) async fn backup(&mut self, manifest: &Manifest) -> Result<Vec<Hurt>, VaultError> {
-        let mut hurt = Vec::new();
+    pub(crate) async fn backup(&mut self, manifest: &Manifest) -> Result<Walked, VaultError> {
+        let (mut hurt, mut oldest) = (Vec::new(), u64::MAX);
         for (name, leaves, image) in manifest.images() {
             let mut lacks = Lacks::default();
             let level = top_level(image.size);
-            self.subtree(leaves, level, 0, image.top, chunks(image.size), &mut lacks).await?;
+            let read = self.subtree(leaves, level, 0, image.top, chunks(image.size), &mut lacks).await?;
+            oldest = oldest.min(read.unwrap_or(0));
             if lacks.chunks.is_empty() {
                 continue;
             }
@@ -100,10 +134,10 @@ impl<'a> Walk<'a> {
                 open_ended: lacks.open_ended,
             });
         }
-        Ok(hurt)
+        Ok(Walked { hurt, oldest })
     }
 
-    /// Whether everything in a subtree is there.
+    /// The oldest run that read anything in a subtree; nothing, if not everything in it is there.
     async fn subtree(
         &mut self,
         leaves: BlobType,
@@ -112,23 +146,26 @@ impl<'a> Walk<'a> {
         id: BlobId,
         total: u64,
         lacks: &mut Lacks,
-    ) -> Result<bool, VaultError> {
-        if id.is_zero() || self.whole.contains(&half(id)) {
-            return Ok(true);
+    ) -> Result<Option<u64>, VaultError> {
+        if id.is_zero() {
+            return Ok(Some(u64::MAX));
+        }
+        if let Some(read) = self.whole.get(&half(id)) {
+            return Ok(Some(*read));
         }
         let covers = first..first.saturating_add(span(level).saturating_mul(SLOTS as u64)).min(total);
         let kind = BlobType::Node(level);
-        let mut whole = self.is_good(kind, id).await?;
+        let mut oldest = self.last_read(kind, id).await?;
         let node = match self.fetcher.stored_node(level, id).await {
             Ok(stored) => stored.node,
             Err(VaultError::Lost { .. }) => {
                 lacks.add(covers);
                 lacks.open_ended = true;
-                return Ok(false);
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        if !whole {
+        if oldest.is_none() {
             // It can be read, and what is below can be named; but it must be put again.
             lacks.add(covers.clone());
         }
@@ -137,42 +174,64 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let place = first + at as u64 * span(level);
-            if level > 0 {
-                whole &= Box::pin(self.subtree(leaves, level - 1, place, *slot, total, lacks)).await?;
-            } else if !self.is_good(leaves, *slot).await? {
-                whole = false;
-                if lacks.chunks.last().is_none_or(|last| last.end <= place) {
+            let read = if level > 0 {
+                Box::pin(self.subtree(leaves, level - 1, place, *slot, total, lacks)).await?
+            } else {
+                let read = self.last_read(leaves, *slot).await?;
+                if read.is_none() && lacks.chunks.last().is_none_or(|last| last.end <= place) {
                     lacks.add(place..place + 1);
                 }
-            }
+                read
+            };
+            oldest = oldest.zip(read).map(|(oldest, read)| oldest.min(read));
         }
-        if whole {
+        if let Some(oldest) = oldest {
             if self.whole.len() >= REMEMBERED {
                 self.whole.clear();
             }
-            self.whole.insert(half(id));
+            self.whole.insert(half(id), oldest);
         }
-        Ok(whole)
+        Ok(oldest)
     }
 
     /// Whether a blob has a good place; one that is a patch, with its base.
     pub(crate) async fn is_good(&self, kind: BlobType, id: BlobId) -> Result<bool, VaultError> {
+        Ok(self.last_read(kind, id).await?.is_some())
+    }
+
+    /// The last run that read a good place of a blob, 0 if none did; nothing, if it has no good place. Of a patch that counts
+    /// which came first: its own reading, or that of its base.
+    async fn last_read(&self, kind: BlobType, id: BlobId) -> Result<Option<u64>, VaultError> {
         let index = self.fetcher.index();
+        let mut last = None;
         for found in index.find(kind, id).await? {
             if !self.is_good_place(id, &found).await? {
                 continue;
             }
-            if !found.place.coding.is_patch() {
-                return Ok(true);
-            }
-            let Some(base) = self.fetcher.base_of(id, found.place).await? else { continue };
-            for found in index.find(kind, base).await? {
-                if !found.place.coding.is_patch() && self.is_good_place(base, &found).await? {
-                    return Ok(true);
+            let mut read = self.note(found.place.pack);
+            if found.place.coding.is_patch() {
+                let Some(base) = self.fetcher.base_of(id, found.place).await? else { continue };
+                let mut of_base = None;
+                for found in index.find(kind, base).await? {
+                    if !found.place.coding.is_patch() && self.is_good_place(base, &found).await? {
+                        of_base = of_base.max(Some(self.note(found.place.pack)));
+                    }
                 }
+                let Some(of_base) = of_base else { continue };
+                read = read.min(of_base);
+            }
+            last = last.max(Some(read));
+            if self.readings.is_none() {
+                break;
             }
         }
-        Ok(false)
+        Ok(last)
+    }
+
+    /// A good place in this pack: the last run that read it.
+    fn note(&self, pack: PackId) -> u64 {
+        self.packs.lock().unwrap_or_else(PoisonError::into_inner).insert(pack);
+        self.readings.map_or(0, |readings| readings.last(pack))
     }
 
     async fn is_good_place(&self, id: BlobId, found: &Found) -> Result<bool, VaultError> {

@@ -15,8 +15,8 @@ pub use jobs::{How, Job, JobAct, Jobs};
 pub use journal::{Audit, Engine, Export, PruneHistory, Store};
 pub use offline::{Offline, OfflineRestore, OfflineVault};
 pub use vault::{
-    ExportFormat, ImportedImage, KeyRole, NewKey, OpenBy, OpenOtherBy, Vault, VaultCheck, VaultCopy,
-    VaultExport, VaultGc, VaultImport, VaultInit, VaultKey, VaultRef, VaultRepair,
+    ExportFormat, ImportedImage, KeepBy, KeyRole, NewKey, OpenBy, OpenOtherBy, Vault, VaultCheck, VaultCopy,
+    VaultExport, VaultGc, VaultImport, VaultInit, VaultKey, VaultPrune, VaultRef, VaultRepair, VaultVerify,
 };
 
 /// Crash-safe backups of KVM guests.

@@ -3,6 +3,7 @@
 mod backups;
 mod jobs;
 mod journal;
+pub(super) mod retention;
 pub(super) mod vault;
 
 use jiff::Timestamp;

@@ -9,6 +9,7 @@
 //! a remote libvirt tells mean nothing on this host, and at worst something else.
 
 mod file;
+mod keep;
 mod places;
 mod rights;
 mod uri;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use file::{File, LogFormat, StoreEngine};
+pub use keep::{Keep, periods, time_zone};
 pub use places::{Overrides, Surroundings};
 pub use uri::check_uri;
 pub use vaults::{KeySource, NotAName, VaultName, VaultSettings};

@@ -245,6 +245,32 @@ fn a_vault_is_known_by_its_name_with_all_that_opens_it() {
 }
 
 #[test]
+fn what_stays_in_a_vault_is_said_for_each_and_nothing_is_by_default() {
+    let vault = "[vaults.home]\nurl = \"file:///v\"\n";
+    let home = |text: &str| {
+        let config = resolve(&format!("{vault}{text}"), &user())?;
+        Ok::<_, ConfigError>(config.vaults[&"home".parse().unwrap()].keep.clone())
+    };
+    assert!(home("").unwrap().rules.is_empty());
+    let keep =
+        "[vaults.home.keep]\nlast = 3\nweekly = 0\nyearly = 2\nwithin = \"14d\"\ntime_zone = \"UTC\"\n";
+    let keep = home(keep).unwrap();
+    assert_eq!((keep.rules.last, keep.zone), (3, Some(jiff::tz::TimeZone::UTC)));
+    assert_eq!(keep.rules.within, Some(Duration::from_secs(14 * 86_400)));
+    assert_eq!(keep.rules.periods, [(vmkeep_vault::retention::Period::Year, 2)].into());
+    for (key, word) in [
+        ("within = \"a while\"", "vaults.home.keep.within"),
+        ("time_zone = \"Europe/Atlantis\"", "vaults.home.keep.time_zone"),
+        ("dayly = 7", "dayly"),
+        ("daily = -1", "daily"),
+    ] {
+        let error = home(&format!("[vaults.home.keep]\n{key}\n")).unwrap_err();
+        assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{key}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[test]
 fn what_is_wrong_about_a_vault_is_named_and_a_secret_in_its_address_is_not_repeated() {
     let url = "url = \"file:///v\"";
     for (text, word) in [

@@ -14,6 +14,7 @@ use vmkeep_vault::backend::{Address, Options};
 
 use super::ConfigError;
 use super::file::{absolute, impossible};
+use super::keep::{self, FileKeep, Keep};
 
 /// The longest name.
 const LONGEST: usize = 40;
@@ -42,6 +43,9 @@ pub struct FileVault {
     /// Other hosts use it too.
     #[serde(default)]
     pub several_hosts: bool,
+    /// `[vaults.NAME.keep]`
+    #[serde(default)]
+    pub keep: FileKeep,
 }
 
 /// What a vault is called on this host: 1 to 40 small letters, digits and `-`. A file may be named after it.
@@ -119,6 +123,8 @@ pub struct VaultSettings {
     pub allow_volatile: bool,
     /// Other hosts use it too.
     pub several_hosts: bool,
+    /// Which backups stay when it is pruned by rules.
+    pub keep: Keep,
 }
 
 impl VaultSettings {
@@ -135,6 +141,7 @@ impl VaultSettings {
             ssh_config: None,
             allow_volatile: false,
             several_hosts: false,
+            keep: Keep::default(),
         }
     }
 
@@ -206,5 +213,6 @@ fn one(name: &VaultName, file: FileVault) -> Result<VaultSettings, ConfigError> 
         ssh_config: path("ssh_config", file.ssh_config)?,
         allow_volatile: file.allow_volatile,
         several_hosts: file.several_hosts,
+        keep: keep::resolve(&format!("vaults.{name}.keep"), &file.keep)?,
     })
 }

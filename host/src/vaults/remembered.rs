@@ -10,7 +10,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use vmkeep_steps::image::root::{Component, Folder, RelPath, RootError, TargetRoot};
+use vmkeep_vault::check::Readings;
 use vmkeep_vault::collect::Known;
 use vmkeep_vault::vault::Remembered;
 use vmkeep_workflow::Fault;
@@ -25,6 +28,8 @@ const LONGEST: u64 = 64 << 20;
 
 /// What the file of prunes that were seen is called, after the vault's name.
 const PRUNES: &str = "prunes.json";
+/// What the file of packs that were read is called, after the vault's name.
+const READINGS: &str = "readings.json";
 
 const KEEP: &str = "remember the vault";
 const READ: &str = "read what this host knows of the vault";
@@ -116,16 +121,10 @@ impl Memory {
     /// # Errors
     /// If it cannot be read. Whoever goes on without it obeys every prune later than it might.
     pub fn prunes(&self) -> Result<Known, Fault> {
-        let path = self.beside(PRUNES);
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Fault::permanent(codes::VAULT_DAMAGED, READ, path.display().to_string(), error).remedy(
-                    "Remove that file: every prune counts as new from then on, and is obeyed that much later",
-                )
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Known::default()),
-            Err(error) => Err(self.unusable(READ, &error)),
-        }
+        self.load_beside(
+            PRUNES,
+            "Remove that file: every prune counts as new from then on, and is obeyed that much later",
+        )
     }
 
     /// Keeps since when this host has known of which prune.
@@ -133,9 +132,43 @@ impl Memory {
     /// # Errors
     /// If it cannot be written.
     pub fn keep_prunes(&self, known: &Known) -> Result<(), Fault> {
+        self.keep_beside(PRUNES, known)
+    }
+
+    /// What this host has read of the vault to verify it; nothing yet if there is no such file.
+    ///
+    /// # Errors
+    /// If it cannot be read. Whoever goes on without it reads everything once more before a backup is verified.
+    pub fn readings(&self) -> Result<Readings, Fault> {
+        self.load_beside(
+            READINGS,
+            "Remove that file: everything is read once more before a backup is verified by slices",
+        )
+    }
+
+    /// Keeps what this host has read of the vault.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep_readings(&self, readings: &Readings) -> Result<(), Fault> {
+        self.keep_beside(READINGS, readings)
+    }
+
+    fn load_beside<T: Default + DeserializeOwned>(&self, what: &str, remedy: &str) -> Result<T, Fault> {
+        let path = self.beside(what);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+                Fault::permanent(codes::VAULT_DAMAGED, READ, path.display().to_string(), error).remedy(remedy)
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+            Err(error) => Err(self.unusable(READ, &error)),
+        }
+    }
+
+    fn keep_beside<T: Serialize>(&self, what: &str, known: &T) -> Result<(), Fault> {
         let bytes = serde_json::to_vec(known)
             .map_err(|error| Fault::permanent(codes::UNDEFINED_ERROR, KEEP, "", error))?;
-        let put = self.put(&format!("{}.{PRUNES}", self.stem), &bytes, true);
+        let put = self.put(&format!("{}.{what}", self.stem), &bytes, true);
         put.map(drop).map_err(|error| self.refused(KEEP, &error))
     }
 
@@ -151,12 +184,13 @@ impl Memory {
             }
             _ => {}
         }
-        let (known, prunes) = (self.path(), self.beside(PRUNES));
-        if !known.exists() && !prunes.exists() {
+        if !self.path().exists() && [PRUNES, READINGS].iter().all(|what| !self.beside(what).exists()) {
             return Ok(false);
         }
         let gone = self.folder().and_then(|folder| {
-            folder.remove_file(&Component::new(format!("{}.{PRUNES}", self.stem))?)?;
+            for what in [PRUNES, READINGS] {
+                folder.remove_file(&Component::new(format!("{}.{what}", self.stem))?)?;
+            }
             let was = folder.remove_file(&Component::new(self.file())?)?;
             folder.sync()?;
             Ok(was)

@@ -167,6 +167,8 @@ pub struct MarkRow {
     pub at: Option<Timestamp>,
     /// Who.
     pub by: Option<String>,
+    /// When the reading began, of `verified`.
+    pub since: Option<Timestamp>,
     /// What is bad, of `hurt`.
     pub hurt: Vec<Hurt>,
     /// Why it cannot be read. Then it counts for nothing, unless it protects.
@@ -304,6 +306,8 @@ pub struct CheckRow {
     pub clean: bool,
     /// Backups that need nothing that is not there.
     pub whole: Vec<String>,
+    /// Of those, the ones of which all was read and found good.
+    pub verified: Vec<String>,
     /// Those that do, and what.
     pub hurt: Vec<HurtRow>,
     /// Manifests that cannot be read, with the cause.
@@ -318,6 +322,12 @@ pub struct CheckRow {
     pub damage: usize,
     /// Bytes of packs that were read.
     pub read: u64,
+    /// How many packs that were.
+    pub packs_read: u64,
+    /// How many packs there are.
+    pub packs_there: u64,
+    /// The share of them that was to be read, if not all: `3/7`.
+    pub slice: Option<String>,
 }
 
 /// A backup that lacks something.
@@ -334,6 +344,7 @@ impl From<&CheckReport> for CheckRow {
         Self {
             clean: report.is_clean(),
             whole: report.whole.iter().map(ToString::to_string).collect(),
+            verified: report.verified.iter().map(ToString::to_string).collect(),
             hurt: report
                 .hurt
                 .iter()
@@ -345,6 +356,9 @@ impl From<&CheckReport> for CheckRow {
             packs: report.packs.iter().map(ToString::to_string).collect(),
             damage: report.damage,
             read: report.read,
+            packs_read: report.packs_read,
+            packs_there: report.packs_there,
+            slice: None,
         }
     }
 }

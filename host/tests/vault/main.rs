@@ -7,6 +7,7 @@ mod keys;
 mod offline;
 mod one;
 mod refusals;
+mod retain;
 mod support;
 
 use std::os::unix::fs::MetadataExt as _;

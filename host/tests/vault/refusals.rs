@@ -24,6 +24,13 @@ fn what_does_not_make_sense_is_refused_by_name() {
         &["gc", "home", "--worth", "101"],
         &["export", "home", "x"],
         &["prune", "home"],
+        &["prune", "home", "--keep-last", "0"],
+        &["prune", "home", "0123abcd", "--keep-last", "1"],
+        &["prune", "home", "--keep-last", "1", "--last"],
+        &["prune", "home", "--keep-last", "1", "--time-zone", "Europe/Atlantis"],
+        &["verify", "home", "--slice", "8/7"],
+        &["verify", "home", "--quick", "--slice", "1/7"],
+        &["verify", "home", "0123abcd", "--slice", "1/7"],
         &["key", "add", "home", "--role", "king"],
         &["repair", "home", "--header", "--id", "x"],
     ] {

@@ -230,10 +230,20 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
 /// Makes a checked backup of one disk, `vda`, with firmware variables. With a parent, that disk's chunks which are equal to
 /// the old ones are not read.
 pub(crate) async fn backup(vault: &Vault, disk: &[u8], parent: Option<(BackupId, &[u8])>) -> BackupId {
-    Box::pin(written(vault, disk, parent)).await
+    Box::pin(written(vault, disk, parent, jiff::Timestamp::now())).await
 }
 
-async fn written(vault: &Vault, disk: &[u8], parent: Option<(BackupId, &[u8])>) -> BackupId {
+/// Makes one of an instant.
+pub(crate) async fn backup_of(vault: &Vault, disk: &[u8], at: &str) -> String {
+    Box::pin(written(vault, disk, None, at.parse().unwrap())).await.to_string()
+}
+
+async fn written(
+    vault: &Vault,
+    disk: &[u8],
+    parent: Option<(BackupId, &[u8])>,
+    at: jiff::Timestamp,
+) -> BackupId {
     let mut session = Box::pin(Session::begin(vault, DOMAIN, Options::default())).await.unwrap();
     let tree = match parent {
         None => None,
@@ -254,7 +264,7 @@ async fn written(vault: &Vault, disk: &[u8], parent: Option<(BackupId, &[u8])>) 
     let source = &mut Parts::new(vec![Extent::Data(variables.into())]);
     let stream = Box::pin(session.write_image(source, 1000, BlobType::Stream, None)).await.unwrap();
     let id = BackupId::now();
-    let mut manifest = session.manifest(id, jiff::Timestamp::now());
+    let mut manifest = session.manifest(id, at);
     manifest.domain_name = "web1".into();
     manifest.definition = DEFINITION.into();
     manifest.parent = parent.map(|(parent, _)| parent);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::backend::Backend;
+use crate::blob::BlobType;
 use crate::ids::LeaseId;
 use crate::lease::revoke;
 use crate::settle::{Settled, settle};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Frees;
 use super::doom::Doom;
 use super::mark::Needed;
 use super::survey::Survey;
@@ -28,6 +29,8 @@ pub(super) struct Choice {
     /// Their manifests.
     pub(super) older_manifests: Vec<(DomainId, BackupId, LeaseId)>,
     doomed: bool,
+    /// Stored bytes that are needed of packs that are given up because too little of them is.
+    alive: u64,
 }
 
 impl Choice {
@@ -104,10 +107,39 @@ pub(super) async fn choose(
         let used = uses.remove(pack).unwrap_or_default();
         if used.alive == 0 || used.alive * 100 < used.all * worth {
             choice.give_up.insert(*pack, *area);
+            choice.alive += used.alive;
         }
     }
     runs(survey, &older_runs, &mut choice).await?;
     Ok(choice)
+}
+
+/// What carrying a choice out would free. Afterwards nothing more can be asked for of what is needed.
+pub(super) async fn frees(
+    survey: &Survey,
+    needed: &mut Needed,
+    choice: &Choice,
+) -> Result<Frees, VaultError> {
+    let size = |pack: &PackId| survey.packs.get(pack).map_or(0, |(_, size)| *size);
+    let mut frees = Frees { given_up: choice.give_up.keys().map(size).sum(), moved: choice.alive };
+    // What lies in packs that stay, or are given up for having little, was claimed there: the rest has no other place.
+    let mut see = |id: BlobId, place: Place| {
+        if survey.packs.contains_key(&place.pack)
+            && choice.give_up.contains_key(&place.pack)
+            && needed.claim(&id)
+        {
+            frees.moved += blob::HEADER as u64 + u64::from(place.stored);
+        }
+    };
+    let index = &survey.index;
+    for state in index.states().iter().filter(|state| state.usable) {
+        match index.scan(state.id, &mut see).await {
+            Ok(()) | Err(VaultError::Damaged { .. } | VaultError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    index.noted_places().into_iter().for_each(|(id, place)| see(id, place));
+    Ok(frees)
 }
 
 async fn runs(survey: &Survey, older: &BTreeSet<RunId>, choice: &mut Choice) -> Result<(), VaultError> {

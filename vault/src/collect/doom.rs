@@ -97,7 +97,7 @@ pub(super) async fn decide(
 /// The newest verified backup of each domain.
 fn last_verified(backups: &Backups) -> BTreeSet<BackupId> {
     let mut last: BTreeMap<DomainId, (Timestamp, BackupId)> = BTreeMap::new();
-    for (id, backup) in backups.iter().filter(|(id, _)| backups.has(*id, MarkKind::Verified)) {
+    for (id, backup) in backups.iter().filter(|(id, _)| backups.is_verified(*id)) {
         let Ok(manifest) = &backup.manifest else { continue };
         let newest = last.entry(backup.domain).or_insert((manifest.taken, id));
         *newest = (*newest).max((manifest.taken, id));

@@ -56,11 +56,13 @@ pub struct Policy {
     pub prune_delay: Option<Duration>,
     /// More backups than this to go at once are told as alarming.
     pub expected: Option<usize>,
+    /// End before anything is moved or condemned: only find out what would go.
+    pub dry_run: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { worth: 60, wait: None, prune_delay: None, expected: None }
+        Self { worth: 60, wait: None, prune_delay: None, expected: None, dry_run: false }
     }
 }
 
@@ -104,6 +106,18 @@ pub enum Ended {
     Waiting(BTreeSet<LeaseId>),
     /// Its own lease was revoked. The condemnation stays; the next collection goes on.
     Revoked,
+    /// Of a dry run: there is something to do, and nothing was done.
+    Planned(Frees),
+}
+
+/// What a collection would free, by what it would look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frees {
+    /// Bytes of the packs that it would give up.
+    pub given_up: u64,
+    /// Stored bytes in them that are still needed, and that it would move. What moves needs a table and nodes' packs of its own, so
+    /// about this much comes back.
+    pub moved: u64,
 }
 
 /// What a collection did.
@@ -205,6 +219,10 @@ async fn under(
     report.given_up = choice.give_up.len();
     if choice.is_nothing(&survey) {
         return Ok(());
+    }
+    if collector.policy.dry_run {
+        let frees = choose::frees(&survey, &mut needed, &choice).await?;
+        return Err(Halt::Ended(Ended::Planned(frees)));
     }
 
     survey.index.condemn(choice.give_up.keys().copied());

@@ -216,6 +216,34 @@ async fn nothing_is_deleted_while_what_a_backup_needs_is_not_known() {
 }
 
 #[tokio::test]
+async fn a_dry_run_tells_what_a_collection_then_frees_and_changes_nothing() {
+    let bench = Bench::new(true).await;
+    let common = noise(1, 40 * C);
+    let (first, _) = bench.full(&[common.clone(), noise(2, 60 * C)].concat()).await;
+    bench.full(&[common, noise(3, 60 * C)].concat()).await;
+    let mut dry = collector();
+    dry.policy.dry_run = true;
+    let mut plan = async || Box::pin(collect(&bench.vault, &mut dry, Timestamp::UNIX_EPOCH)).await.unwrap();
+    assert_eq!(plan().await.ended, Ended::Nothing);
+    prune(&bench, first).await;
+    let packs = async || {
+        let names = [bench.names("data/").await, bench.names("tree/").await].concat();
+        (names, bench.size("data/").await + bench.size("tree/").await)
+    };
+    let before = packs().await;
+    let planned = plan().await;
+    let Ended::Planned(frees) = planned.ended else { panic!("{planned:?}") };
+    assert_eq!((planned.doomed.len(), packs().await), (1, before.clone()));
+    assert!(bench.names("condemned/").await.is_empty());
+    let report = run(&bench).await;
+    assert_eq!((report.ended, report.given_up), (Ended::Done, planned.given_up));
+    let after = packs().await;
+    // What was moved lies in packs of its own, which have a header and a table.
+    let (gone, told) = (before.1 - after.1, frees.given_up - frees.moved);
+    assert!(frees.moved > 40 * C as u64 && gone.abs_diff(told) < told / 50, "{frees:?}, {gone} gone");
+}
+
+#[tokio::test]
 async fn an_append_only_vault_obeys_a_prune_late_and_never_gives_up_its_last_verified_backup() {
     let bench = Bench::new(true).await;
     let (old, _) = bench.full(&noise(1, 3 * C)).await;

@@ -115,8 +115,9 @@ impl Work<'_> {
         }
         // All anew: others were at work too.
         let there = self.packs().await?;
-        let now = &mut report.now;
-        Box::pin(check::judge(self.vault, self.holder, self.folder, false, there, HashMap::new(), now)).await
+        let (vault, holder, folder) = (self.vault, self.holder, self.folder);
+        let judging = check::Judging { vault, holder, folder, only: None, marks: true };
+        Box::pin(judging.all(&check::Seen { there, ..check::Seen::default() }, None, &mut report.now)).await
     }
 
     async fn packs(&self) -> Result<HashSet<PackId>, VaultError> {

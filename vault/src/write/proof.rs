@@ -47,7 +47,7 @@ pub async fn proof_of(
             let items = cutter.batch(BATCH).await?;
             ended = items.is_empty();
             let ids = ids.clone();
-            hashing.push_back(tokio::task::spawn_blocking(move || hash(&ids, kind, items)));
+            hashing.push_back(crate::tasks::blocking(move || hash(&ids, kind, items)));
         }
         let Some(next) = hashing.pop_front() else { break };
         for (item, id) in next.await? {

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use jiff::tz::TimeZone;
 use vmkeep_steps::image::qcow2::Format;
+use vmkeep_vault::check::Share;
 use vmkeep_vault::ids::VaultId;
 use vmkeep_vault::keys::Role;
 
+use crate::config::time_zone;
 use crate::text::parse_span;
 
 /// A vault, and what opens it.
@@ -132,24 +135,10 @@ pub enum Vault {
     Check(VaultCheck),
     /// Delete what no backup needs, beside whoever works with the vault
     Gc(VaultGc),
-    /// Order that backups go; the next collection deletes them. Nobody can take this back
-    Prune {
-        /// Which, and what opens it.
-        #[command(flatten)]
-        vault: VaultRef,
-        /// Their ids, or beginnings or ends of those
-        #[arg(required = true, value_name = "BACKUP")]
-        backups: Vec<String>,
-        /// Only ask for it: for a host whose key may not prune
-        #[arg(long)]
-        ask: bool,
-        /// Even if no other checked backup of the domain is left in the vault then
-        #[arg(long)]
-        last: bool,
-        /// Say what would be ordered and change nothing
-        #[arg(long)]
-        dry_run: bool,
-    },
+    /// Read backups again, each chunk once whoever needs it, and mark those that are good
+    Verify(VaultVerify),
+    /// Order that backups go, by name or by rules; the next collection deletes them. Nobody can take this back
+    Prune(VaultPrune),
     /// Protect a backup in a vault from being pruned
     Protect {
         /// Which, and what opens it.
@@ -272,6 +261,82 @@ pub struct VaultCheck {
     pub backend: bool,
 }
 
+/// Read backups again.
+#[derive(Clone, Debug, Args)]
+pub struct VaultVerify {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// Only this one: its id, or the beginning or the end of it (default: all)
+    pub backup: Option<String>,
+    /// Only look whether all that they need is there: nobody is verified by that
+    #[arg(long, conflicts_with = "slice")]
+    pub quick: bool,
+    /// Read one share of the vault: 3/7 on the third of seven days. A backup is verified when all shares were read since
+    /// it was put
+    #[arg(long, value_name = "N/M", conflicts_with = "backup")]
+    pub slice: Option<Share>,
+}
+
+/// Order that backups go.
+#[derive(Clone, Debug, Args)]
+pub struct VaultPrune {
+    /// Which, and what opens it.
+    #[command(flatten)]
+    pub vault: VaultRef,
+    /// Their ids, or beginnings or ends of those (default: what no rule keeps)
+    #[arg(value_name = "BACKUP", conflicts_with_all = ["keep", "domain", "yes"])]
+    pub backups: Vec<String>,
+    /// Which stay.
+    #[command(flatten)]
+    pub keep: KeepBy,
+    /// Only those of this domain: its name or UUID
+    #[arg(long, value_name = "DOMAIN")]
+    pub domain: Option<String>,
+    /// Only ask for it: for a host whose key may not prune
+    #[arg(long)]
+    pub ask: bool,
+    /// Even if no other checked backup of the domain is left in the vault then
+    #[arg(long, requires = "backups")]
+    pub last: bool,
+    /// Say what would be ordered and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// By rules: order it without asking
+    #[arg(long, conflicts_with = "dry_run")]
+    pub yes: bool,
+}
+
+/// Which backups of each domain stay: what any of these keeps. With one of them those of the configuration do not count.
+#[derive(Clone, Debug, Default, Args)]
+#[group(id = "keep", multiple = true)]
+pub struct KeepBy {
+    /// The newest N
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// The newest of each of the last N hours that have one
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<u32>,
+    /// The newest of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// The newest of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// The newest of each of the last N months that have one
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// The newest of each of the last N years that have one
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+    /// All that are not older than the newest by more than this: 14d
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    pub keep_within: Option<Duration>,
+    /// Whose calendar days and weeks are of: Europe/Berlin (default: as configured, else this host's)
+    #[arg(long, value_name = "ZONE", value_parser = time_zone)]
+    pub time_zone: Option<TimeZone>,
+}
+
 /// Delete what no backup needs.
 #[derive(Clone, Debug, Args)]
 pub struct VaultGc {
@@ -290,6 +355,9 @@ pub struct VaultGc {
     /// Say so if more backups than this are to go
     #[arg(long, value_name = "N")]
     pub expect: Option<usize>,
+    /// Say what would go and what would be freed, and delete nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Heal a vault.

@@ -153,7 +153,9 @@ fn marks(marks: &[&'static str]) -> String {
         ("prune", "to be pruned"),
         ("ask", "asked to go"),
     ] {
-        if marks.contains(&mark) {
+        // What was read before it was hurt is no proof of anything.
+        let counts = mark != "verified" || !marks.contains(&"hurt");
+        if marks.contains(&mark) && counts {
             words.push(word);
         }
     }
@@ -200,7 +202,8 @@ pub(in crate::cli) fn backup(detail: &BackupDetail) -> String {
         let at = mark.at.map(|at| format!(", {}", local(at))).unwrap_or_default();
         let by = mark.by.as_ref().filter(|by| !by.is_empty());
         let by = by.map(|by| format!(" by {by}")).unwrap_or_default();
-        rows.push(pair("mark", &format!("{}{by}{at}", mark.kind)));
+        let since = mark.since.map(|since| format!(", read since {}", local(since))).unwrap_or_default();
+        rows.push(pair("mark", &format!("{}{by}{at}{since}", mark.kind)));
     }
     let mut text = table(&rows);
     if let Some(problem) = &backup.problem {
@@ -286,11 +289,19 @@ pub(in crate::cli) fn stats(stats: &StatsRow) -> String {
     text
 }
 
-pub(in crate::cli) fn check(check: &CheckRow, whole: bool) -> String {
+pub(in crate::cli) fn check(check: &CheckRow) -> String {
     let mut text = String::new();
     let count = counted(check.whole.len() as u64, "backup is", "backups are");
-    let read = if whole { format!("; {} were read", bytes(check.read)) } else { String::new() };
-    let _ = writeln!(text, "{count} whole{read}");
+    let _ = write!(text, "{count} whole");
+    if check.packs_read > 0 {
+        let (verified, read) = (check.verified.len(), bytes(check.read));
+        let _ = write!(text, ", {verified} of them verified; {read} were read, ");
+        let _ = write!(text, "{} of {} packs", check.packs_read, check.packs_there);
+    }
+    text.push('\n');
+    if check.slice.is_some() && check.verified.len() < check.whole.len() {
+        text.push_str("the others wait for the slices that were not read since they were put\n");
+    }
     findings(&mut text, check);
     text
 }
@@ -369,6 +380,7 @@ pub(in crate::cli) fn collected(done: &Collected) -> String {
     }
     text.push_str(match done.ended {
         "done" => "collected\n",
+        "planned" => "",
         "nothing" => "there is nothing to collect\n",
         "others" => "another collection is at work; come again later\n",
         "blocked" => {
@@ -380,7 +392,16 @@ pub(in crate::cli) fn collected(done: &Collected) -> String {
     for because in &done.because {
         let _ = writeln!(text, "  {}", safe(because));
     }
-    if done.given_up > 0 || done.deleted > 0 {
+    if let Some((given_up, moved)) = done.would {
+        let _ = writeln!(
+            text,
+            "{} with {} would be given up, {} of it moved, {} freed",
+            counted(done.given_up as u64, "pack", "packs"),
+            bytes(given_up),
+            bytes(moved),
+            bytes(given_up.saturating_sub(moved))
+        );
+    } else if done.given_up > 0 || done.deleted > 0 {
         let _ = writeln!(
             text,
             "{} given up, {} with {} moved, {} deleted",
@@ -446,7 +467,7 @@ pub(in crate::cli) fn healed(healed: &Healed) -> String {
         text.push_str("it was given up for dead meanwhile; do it again\n");
         return text;
     }
-    text.push_str(&check(&healed.now, false));
+    text.push_str(&check(&healed.now));
     text
 }
 
@@ -475,7 +496,7 @@ pub(in crate::cli) fn exported(files: &[Exported]) -> String {
     table(&rows)
 }
 
-fn counted(count: u64, one: &str, many: &str) -> String {
+pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use vmkeep_vault::backend::address;
 use vmkeep_vault::backend::trial::{self, Power, Verdict};
 use vmkeep_vault::backups::{self, Backups};
-use vmkeep_vault::check;
+use vmkeep_vault::check::{self, CheckReport, Share, What};
 use vmkeep_vault::error::VaultError;
 use vmkeep_vault::ids::BackupId;
 use vmkeep_vault::lease::{self, Holder};
@@ -12,7 +12,7 @@ use vmkeep_vault::names::{LeasePart, ObjectName};
 use vmkeep_workflow::Fault;
 
 use super::{Opened, holder, open};
-use crate::cli::args::{Global, VaultCheck, VaultRef};
+use crate::cli::args::{Global, VaultCheck, VaultRef, VaultVerify};
 use crate::cli::show::vault as show;
 use crate::cli::{Ended, Out};
 use crate::codes;
@@ -90,6 +90,7 @@ async fn marks(opened: &Opened, all: &Backups, id: BackupId) -> Result<Vec<MarkR
             id: mark.to_string(),
             at: said.as_ref().map(|said| said.at),
             by: said.as_ref().map(|said| said.by.clone()),
+            since: said.as_ref().and_then(|said| said.since),
             hurt: said.map(|said| said.hurt).unwrap_or_default(),
             problem,
         });
@@ -109,11 +110,40 @@ pub(in crate::cli) async fn check(global: &Global, out: &Out, args: &VaultCheck)
     if args.backend {
         return place(&opened, out).await;
     }
-    let (vault, cache) = (&opened.vault, opened.cache());
-    let report = Box::pin(check::check(vault, &holder("check"), Some(&cache), args.read)).await;
-    let report = report.map_err(|error| opened.fault("check the vault", &error))?;
-    out.show(&CheckRow::from(&report), |row| show::check(row, args.read))?;
+    let what = What { only: None, read: args.read.then_some(Share::ALL) };
+    let report = read(&opened, "check", what).await?;
+    out.show(&CheckRow::from(&report), show::check)?;
     Ok(if report.is_clean() { 0 } else { status(codes::VAULT_DAMAGED) })
+}
+
+pub(super) async fn verify(global: &Global, out: &Out, args: &VaultVerify) -> Ended {
+    let opened = open(global, &args.vault).await?;
+    let only = match &args.backup {
+        Some(word) => Some(opened.backup(word).await?.1),
+        None => None,
+    };
+    let share = args.slice.unwrap_or(Share::ALL);
+    let report = read(&opened, "verify", What { only, read: (!args.quick).then_some(share) }).await?;
+    let row = CheckRow { slice: args.slice.map(|share| share.to_string()), ..CheckRow::from(&report) };
+    out.show(&row, show::check)?;
+    Ok(match only {
+        _ if !report.is_clean() => status(codes::VAULT_DAMAGED),
+        // It is gone by now, or a collection has moved something of it meanwhile.
+        Some(id) if !report.whole.contains(&id) => status(codes::VAULT_BUSY),
+        Some(id) if !args.quick && !report.verified.contains(&id) => status(codes::VAULT_BUSY),
+        _ => 0,
+    })
+}
+
+/// Checks backups, with what this host has read of the vault before.
+async fn read(opened: &Opened, purpose: &str, what: What) -> Result<CheckReport, Fault> {
+    let (vault, cache, holder) = (&opened.vault, opened.cache(), holder(purpose));
+    let mut readings = opened.memory.readings()?;
+    let report = Box::pin(check::verify(vault, &holder, Some(&cache), what, &mut readings)).await;
+    // Also after a failure: it was read.
+    let kept = if what.read.is_some() { opened.memory.keep_readings(&readings) } else { Ok(()) };
+    let report = report.map_err(|error| opened.fault("check the vault", &error))?;
+    kept.map(|()| report)
 }
 
 /// What a place does of what is relied upon.

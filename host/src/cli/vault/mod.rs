@@ -12,6 +12,7 @@ pub(super) mod look;
 pub(super) mod make;
 mod one;
 mod plain;
+pub(super) mod retain;
 mod tarball;
 mod target;
 pub(super) mod tend;
@@ -61,9 +62,9 @@ async fn act(command: args::Vault, global: &Global, out: &Out) -> Ended {
         V::Leases { vault } => look::leases(global, out, &vault).await?,
         V::Revoke { vault, lease } => tend::revoke(global, out, &vault, &lease).await?,
         V::Gc(args) => return tend::gc(global, out, &args).await,
-        V::Prune { vault, backups, ask, last, dry_run } => {
-            return tend::prune(global, out, &vault, &backups, tend::Prune { ask, last, dry_run }).await;
-        }
+        V::Verify(args) => return look::verify(global, out, &args).await,
+        V::Prune(args) if args.backups.is_empty() => return retain::prune(global, out, &args).await,
+        V::Prune(args) => return tend::prune(global, out, &args).await,
         V::Protect { vault, backup } => return tend::protect(global, out, &vault, &backup).await,
         V::Unprotect { vault, backup, dry_run } => {
             tend::unprotect(global, out, &vault, &backup, dry_run).await?;

@@ -22,7 +22,7 @@ use vmkeep_workflow::Fault;
 
 use super::look::status;
 use super::{Opened, holder, open, open_other, passphrase, recovery, settings};
-use crate::cli::args::{Global, VaultGc, VaultRef, VaultRepair};
+use crate::cli::args::{Global, VaultGc, VaultPrune, VaultRef, VaultRepair};
 use crate::cli::make::whole;
 use crate::cli::show::vault as show;
 use crate::cli::{Ended, Out, config};
@@ -34,7 +34,7 @@ use crate::vaults::{self, named};
 /// What a collection did.
 #[derive(Debug, Serialize)]
 pub(in crate::cli) struct Collected {
-    /// `done`, `nothing`, `others`, `blocked`, `waiting`, `revoked`.
+    /// `done`, `nothing`, `others`, `blocked`, `waiting`, `revoked`; of a dry run `planned`.
     pub(in crate::cli) ended: &'static str,
     /// Who or what is in the way.
     pub(in crate::cli) because: Vec<String>,
@@ -54,6 +54,8 @@ pub(in crate::cli) struct Collected {
     pub(in crate::cli) kept: Vec<String>,
     /// Objects that were deleted.
     pub(in crate::cli) deleted: u64,
+    /// Of a dry run: bytes of the packs that would be given up, and those of them that would be moved.
+    pub(in crate::cli) would: Option<(u64, u64)>,
 }
 
 impl From<&Report> for Collected {
@@ -73,6 +75,11 @@ impl From<&Report> for Collected {
             }
             CollectEnded::Waiting(leases) => ("waiting", texts(leases)),
             CollectEnded::Revoked => ("revoked", Vec::new()),
+            CollectEnded::Planned(_) => ("planned", Vec::new()),
+        };
+        let would = match &report.ended {
+            CollectEnded::Planned(frees) => Some((frees.given_up, frees.moved)),
+            _ => None,
         };
         Self {
             ended,
@@ -85,14 +92,20 @@ impl From<&Report> for Collected {
             moved_bytes: report.moved.1,
             kept: report.kept.iter().map(ToString::to_string).collect(),
             deleted: report.deleted,
+            would,
         }
     }
 }
 
 pub(super) async fn gc(global: &Global, out: &Out, args: &VaultGc) -> Ended {
     let opened = open(global, &args.vault).await?;
-    let policy =
-        Policy { worth: args.worth, wait: args.wait, prune_delay: args.prune_delay, expected: args.expect };
+    let policy = Policy {
+        worth: args.worth,
+        wait: args.wait,
+        prune_delay: args.prune_delay,
+        expected: args.expect,
+        dry_run: args.dry_run,
+    };
     let mut collector = Collector::new(holder("gc"), Some(opened.cache()), policy, Watch::default());
     collector.known = opened.memory.prunes()?;
     let collected = Box::pin(collect::collect(&opened.vault, &mut collector, Timestamp::now())).await;
@@ -102,18 +115,10 @@ pub(super) async fn gc(global: &Global, out: &Out, args: &VaultGc) -> Ended {
     kept?;
     out.show(&Collected::from(&report), show::collected)?;
     Ok(match report.ended {
-        CollectEnded::Done | CollectEnded::Nothing => 0,
+        CollectEnded::Done | CollectEnded::Nothing | CollectEnded::Planned(_) => 0,
         CollectEnded::Blocked(_) => status(codes::VAULT_DAMAGED),
         _ => status(codes::VAULT_BUSY),
     })
-}
-
-/// How a prune is meant.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Prune {
-    pub(super) ask: bool,
-    pub(super) last: bool,
-    pub(super) dry_run: bool,
 }
 
 /// A backup that is to go.
@@ -124,18 +129,12 @@ pub(in crate::cli) struct PrunedRow {
     pub(in crate::cli) fate: &'static str,
 }
 
-pub(super) async fn prune(
-    global: &Global,
-    out: &Out,
-    vault: &VaultRef,
-    words: &[String],
-    how: Prune,
-) -> Ended {
+pub(super) async fn prune(global: &Global, out: &Out, args: &VaultPrune) -> Ended {
     const DOING: &str = "prune";
-    let opened = open(global, vault).await?;
+    let opened = open(global, &args.vault).await?;
     let all = opened.backups().await?;
     let ids: BTreeSet<BackupId> =
-        words.iter().map(|word| named::backup(&all, word, true)).collect::<Result<_, _>>()?;
+        args.backups.iter().map(|word| named::backup(&all, word, true)).collect::<Result<_, _>>()?;
     // All of them or none, as far as that can be known beforehand.
     for id in &ids {
         let standing = all.all_marks().protections(&opened.vault, *id).await;
@@ -144,7 +143,7 @@ pub(super) async fn prune(
                 .remedy("Nothing was ordered. `vmkeep vault unprotect VAULT BACKUP` ends that, if its owner agrees"));
         }
     }
-    if !how.last
+    if !args.last
         && let Some(domain) = bereft(&all, &ids)
     {
         let cause = format!("no other checked backup of {domain} would be left in the vault");
@@ -153,27 +152,27 @@ pub(super) async fn prune(
     }
     let mut rows = Vec::new();
     for id in ids {
-        let fate = match how {
-            Prune { dry_run: true, .. } => "would",
-            Prune { ask, .. } => {
-                let by = holder(DOING).host;
-                let ordered = match ask {
-                    true => marks::ask(&opened.vault, id, &by).await,
-                    false => marks::prune(&opened.vault, id, &by).await,
-                };
-                match ordered.map_err(|error| unable(&opened, &error))? {
-                    Pruned::Marked(_) if ask => "asked",
-                    Pruned::Marked(_) => "ordered",
-                    Pruned::Already(_) => "already",
-                    Pruned::Protected(_) => "protected",
-                }
-            }
-        };
+        let fate = if args.dry_run { "would" } else { order(&opened, id, args.ask).await? };
         rows.push(PrunedRow { backup: id.to_string(), fate });
     }
     out.show(&rows, |rows| show::pruned(rows))?;
     let refused = rows.iter().any(|row| row.fate == "protected");
     Ok(if refused { status(codes::INVALID_STATE) } else { 0 })
+}
+
+/// Orders that a backup goes, or asks for it. What became of that, in a word.
+pub(super) async fn order(opened: &Opened, id: BackupId, ask: bool) -> Result<&'static str, Fault> {
+    let by = holder("prune").host;
+    let ordered = match ask {
+        true => marks::ask(&opened.vault, id, &by).await,
+        false => marks::prune(&opened.vault, id, &by).await,
+    };
+    Ok(match ordered.map_err(|error| unable(opened, &error))? {
+        Pruned::Marked(_) if ask => "asked",
+        Pruned::Marked(_) => "ordered",
+        Pruned::Already(_) => "already",
+        Pruned::Protected(_) => "protected",
+    })
 }
 
 fn unable(opened: &Opened, error: &VaultError) -> Fault {
