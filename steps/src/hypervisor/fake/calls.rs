@@ -477,7 +477,7 @@ impl Hypervisor for Client {
     }
 
     async fn pull_begin(&self, id: &DomainId, pull: &Pull) -> HvResult<()> {
-        self.effect("pull-begin", Some(*id), pulls::begin(*id, pull.clone())).await.map_err(pulls::doubt)
+        self.effect("pull-begin", Some(*id), pulls::begin(*id, pull)).await.map_err(pulls::doubt)
     }
 
     async fn pulling(&self, id: &DomainId) -> HvResult<Pulling> {

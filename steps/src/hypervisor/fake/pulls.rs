@@ -243,7 +243,7 @@ impl Process {
 }
 
 /// Begins one: see the module.
-pub(super) fn begin(id: DomainId, pull: Pull) -> Vec<Part> {
+pub(super) fn begin(id: DomainId, pull: &Pull) -> Vec<Part> {
     let (noted, copied, checkpoint) = (pull.clone(), pull.clone(), pull.checkpoint.clone());
     vec![
         part(move |inner| note(inner, &id, &noted)),
