@@ -14,7 +14,9 @@ const UUID: &str = "d0d0d0d0-d0d0-40d0-90d0-d0d0d0d0d0d0";
 
 fn tool(program: &str, args: &[&dyn AsRef<std::ffi::OsStr>]) {
     let mut command = Command::new(program);
-    args.iter().for_each(|arg| drop(command.arg(arg)));
+    for arg in args {
+        command.arg(arg);
+    }
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{program}: {output:?}");
 }

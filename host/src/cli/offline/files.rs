@@ -6,7 +6,7 @@
 //! not whole is of no use to anybody: whoever repeats the restore removes it.
 
 use std::io::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vmkeep_steps::image::qcow2::Format;
@@ -114,7 +114,7 @@ impl Reader<'_> {
             Format::Qcow2 => Box::pin(root_of_image(&self.ids, &path, Format::Qcow2, size)).await,
         };
         let found = found.map_err(|error| self.fault(path.clone(), &error))?;
-        if found == wanted.image.root { Ok(()) } else { Err(differs(path, wanted.image.root, found)) }
+        if found == wanted.image.root { Ok(()) } else { Err(differs(&path, wanted.image.root, found)) }
     }
 
     /// A stream that is small enough to be held.
@@ -144,7 +144,7 @@ impl Reader<'_> {
 }
 
 /// What was written does not read back.
-pub(in crate::cli) fn differs(path: PathBuf, wanted: BlobId, found: BlobId) -> Fault {
+pub(in crate::cli) fn differs(path: &Path, wanted: BlobId, found: BlobId) -> Fault {
     let cause = format!("what is read there has the root {found}, and what was to be there has {wanted}");
     Fault::permanent(codes::WRITTEN_DIFFERS, "read back what was written", path.display().to_string(), cause)
         .remedy("Find out what wrote there, and whether the storage is sound; nothing may use it. Then do it again")

@@ -82,10 +82,14 @@ pub(super) struct Place {
     pub(super) resumed: bool,
 }
 
-/// The UUID of the domain of a restore that is unfinished there; nothing if there is none. Only a look: [`Place::take`] decides.
+/// The UUID of the domain of a restore that was begun or finished there; nothing if there is none. Only a look, so that a
+/// folder's own domain is not taken for another's: [`Place::take`] decides.
 pub(super) fn begun(path: &Path) -> Option<Uuid> {
-    let text = std::fs::read(path.join(UNFINISHED)).ok()?;
-    serde_json::from_slice::<Note>(&text).ok().map(|note| note.uuid)
+    let note = |file: &str| {
+        let text = std::fs::read(path.join(file)).ok()?;
+        serde_json::from_slice::<Note>(&text).ok()
+    };
+    note(UNFINISHED).or_else(|| note(FINISHED)).map(|note| note.uuid)
 }
 
 fn name(text: &str) -> Component {

@@ -134,7 +134,7 @@ impl One<'_> {
         let found = found.map_err(|error| read_fault(from, path, &error))?;
         match found == self.image.root {
             true => Ok(()),
-            false => Err(differs(path.to_owned(), self.image.root, found)),
+            false => Err(differs(path, self.image.root, found)),
         }
     }
 }

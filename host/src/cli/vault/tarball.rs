@@ -87,7 +87,7 @@ pub(super) async fn tarball(
                 let found = Box::pin(root_within(from.ids, kind, &aside.file, *start, size)).await;
                 let found = found.map_err(|error| read_fault(from, path, &error))?;
                 if found != image.root {
-                    return Err(differs(path.to_owned(), image.root, found));
+                    return Err(differs(path, image.root, found));
                 }
                 let what = if kind == BlobType::Data { "disk" } else { "stream" };
                 (what, report.written, Some(image.root.to_string()))
