@@ -55,6 +55,17 @@ struct Live {
     row: ProgressRow,
     advanced: Instant,
     written: Option<Instant>,
+    /// How many tokens there were, and how many of them are known to be stored.
+    tokens: u64,
+    stored: u64,
+}
+
+/// A token that an attempt has left.
+#[derive(Clone, Debug)]
+pub(crate) struct Token {
+    pub(crate) value: Value,
+    /// Whether the store is known to have it.
+    pub(crate) stored: bool,
 }
 
 /// The handle through which an attempt reports. Cheap to clone; may be used from blocking threads.
@@ -83,8 +94,11 @@ impl Progress {
         step: &StepName,
         phase: Phase,
         attempt: u32,
-        token: Option<Value>,
+        token: Option<Token>,
     ) -> Self {
+        let tokens = u64::from(token.is_some());
+        let stored = u64::from(token.as_ref().is_some_and(|token| token.stored));
+        let token = token.map(|token| token.value);
         Self(Arc::new(Inner {
             store: Some(store),
             job,
@@ -93,6 +107,8 @@ impl Progress {
                 row: ProgressRow { attempt, amount: Amount::default(), token },
                 advanced: Instant::now(),
                 written: None,
+                tokens,
+                stored,
             }),
             writing: tokio::sync::Mutex::new(()),
             runtime: tokio::runtime::Handle::try_current().ok(),
@@ -106,7 +122,13 @@ impl Progress {
             store: None,
             job: JobId::new(),
             row: String::new(),
-            state: Mutex::new(Live { row: ProgressRow::default(), advanced: Instant::now(), written: None }),
+            state: Mutex::new(Live {
+                row: ProgressRow::default(),
+                advanced: Instant::now(),
+                written: None,
+                tokens: 0,
+                stored: 0,
+            }),
             writing: tokio::sync::Mutex::new(()),
             runtime: None,
         }))
@@ -150,29 +172,55 @@ impl Progress {
     /// # Errors
     /// When the store did not take it.
     pub async fn save<T: Serialize + Sync>(&self, token: &T) -> Result<(), Fault> {
-        let fault = |(code, cause): (Code, String)| {
-            Fault::transient(code, "store how far the step is", self.0.row.clone(), cause)
-        };
-        let token = serde_json::to_value(token).map_err(|e| fault((Code::UNDEFINED, e.to_string())))?;
+        let token = serde_json::to_value(token).map_err(|e| self.fault((Code::UNDEFINED, e.to_string())))?;
         {
             let mut live = self.live();
             live.row.token = Some(token);
+            live.tokens += 1;
             live.advanced = Instant::now();
             live.written = Some(Instant::now());
         }
-        self.write().await.map_err(fault)
+        self.write().await.map_err(|error| self.fault(error))
+    }
+
+    fn fault(&self, (code, cause): (Code, String)) -> Fault {
+        Fault::transient(code, "store how far the step is", self.0.row.clone(), cause)
+    }
+
+    /// Stores the token that an attempt goes on from, if the attempt that left it could not. What a step does next may count on
+    /// its being found after a crash.
+    pub(crate) async fn settle(&self) -> Result<(), Fault> {
+        let pending = {
+            let live = self.live();
+            live.stored < live.tokens
+        };
+        if pending { self.write().await.map_err(|error| self.fault(error)) } else { Ok(()) }
     }
 
     /// Writes the row as it is now, one after the other.
     async fn write(&self) -> Result<(), (Code, String)> {
         let Some(store) = &self.0.store else { return Ok(()) };
         let _writing = self.0.writing.lock().await;
-        let row = self.live().row.clone();
+        let (row, tokens) = {
+            let live = self.live();
+            (live.row.clone(), live.tokens)
+        };
         let value = serde_json::to_value(&row).map_err(|e| (Code::UNDEFINED, e.to_string()))?;
-        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| (e.code(), e.to_string()))
+        store.put_row(self.0.job, &self.0.row, &value).await.map_err(|e| (e.code(), e.to_string()))?;
+        let mut live = self.live();
+        live.stored = live.stored.max(tokens);
+        Ok(())
     }
 
-    /// The resume token that was stored last, by this attempt or an earlier one.
+    /// What this attempt leaves to the next.
+    pub(crate) fn token(&self) -> Option<Token> {
+        let live = self.live();
+        let value = live.row.token.clone()?;
+        Some(Token { value, stored: live.stored >= live.tokens })
+    }
+
+    /// The resume token of an earlier attempt, or the one that this attempt has stored since. One that could not be stored by the
+    /// attempt that left it is stored before the next begins.
     #[must_use]
     pub fn saved(&self) -> Option<Value> {
         self.live().row.token.clone()

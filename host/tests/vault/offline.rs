@@ -83,7 +83,7 @@ impl Scene {
         let world = World::new();
         let first = world.host("a");
         first.init(&world, "home");
-        let backup = back_up(&first.open("home").await, &definition("")).await;
+        let backup = Box::pin(back_up(&first.open("home").await, &definition(""))).await;
         let host = world.host("b");
         fs::write(world.path("b.toml"), format!("state_dir = {:?}\n", world.path("b"))).unwrap();
         Self { world, host, backup }
@@ -158,7 +158,7 @@ fn uuid_in(xml: &str) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_comes_back_into_a_folder_from_an_address_and_a_key_byte_for_byte() {
-    let scene = Scene::set().await;
+    let scene = Box::pin(Scene::set()).await;
     let listed =
         scene.said(&with(&["--offline".into(), "list".into()], &scene.vault().each_ref().map(|w| &**w)));
     assert!(listed.must(0).out.contains(&scene.backup[24..]), "{}", listed.out);
@@ -197,7 +197,7 @@ async fn a_machine_comes_back_into_a_folder_from_an_address_and_a_key_byte_for_b
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_finished_or_somebody_elses_is_left_alone() {
-    let scene = Scene::set().await;
+    let scene = Box::pin(Scene::set()).await;
     let folder = scene.world.path("restored");
     scene.said(&scene.words(&folder)).must(0);
     let before = is_whole(&folder);
@@ -232,7 +232,7 @@ async fn a_definition_of_a_vault_without_encryption_that_reaches_into_the_host_i
     host.run(&["init", &url, "--plain"]).must(0);
     let reaching =
         "<disk type='file' device='cdrom'><source file='/etc/shadow'/><target dev='sda'/><readonly/></disk>";
-    let backup = back_up(&host.open(&url).await, &definition(reaching)).await;
+    let backup = Box::pin(back_up(&host.open(&url).await, &definition(reaching))).await;
     let folder = world.path("restored");
     let words = ["--offline", "restore", &backup, "--vault", &url, "--as", "copy"];
     let words = [&words[..], &["--folder", folder.to_str().unwrap()]].concat();
@@ -266,7 +266,7 @@ const PLACES: &[&str] = &[
 #[cfg(feature = "crash-points")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_is_killed_anywhere_is_finished_by_the_same_words_and_by_no_others() {
-    let scene = Scene::set().await;
+    let scene = Box::pin(Scene::set()).await;
     for place in PLACES {
         let folder = scene.world.path(&place.replace('/', "-"));
         let at = format!("offline/{place}");

@@ -4,6 +4,8 @@
 //! happens after that note, the state is never loaded again: a guest that is found off is started cold, because it may
 //! have run, for however short a time, and answered somebody.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -75,7 +77,9 @@ impl ResumeOutput {
 const DOING: &str = "let the guest run";
 
 /// So long a guest that neither runs nor is known to be paused is looked at within one attempt.
-const LOOK: std::time::Duration = std::time::Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(10);
+/// How long it is waited before one whose QEMU has not the right disks is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 #[async_trait]
 impl Step for ResumeGuest {
@@ -155,6 +159,17 @@ impl Work<'_> {
         Ok(downtime)
     }
 
+    /// The failure of a guest that was loaded onto other disks.
+    fn elsewhere(&self) -> Fault {
+        let cause = "QEMU has not opened the disks that the guest's state belongs to";
+        Fault::permanent(Code::EFFECT_DIVERGED, DOING, &self.saving.domain.name, cause)
+            .class(Class::Fatal)
+            .remedy(format!(
+                "The guest stands still and has run nothing. virsh destroy {} ends it; then settle the job",
+                self.saving.domain.id
+            ))
+    }
+
     /// A guest that was loaded.
     pub(super) async fn loaded(&self) -> Result<ResumeOutput, Fault> {
         let id = &self.saving.domain.id;
@@ -163,22 +178,16 @@ impl Work<'_> {
             let seen = self.world.observe(id, codes::CANNOT_START_MACHINE).await?;
             let ours = |hold| is_ours(seen.marker.as_ref(), &self.saving.store, self.cx.job, hold);
             match seen.state {
-                // Not on its whole chain the guest would read zeroes, and write what follows from them.
+                // Not on its whole chain the guest would read zeroes, and write what follows from them. A QEMU that is ending
+                // has none of its disks any more, and libvirt hears of its end later: what it is shows the next look.
                 RunState::Paused(_)
                     if held(&seen, self.saving, self.cx) && !on_overlays(&seen, self.saving) =>
                 {
-                    let cause = "QEMU has not opened the disks that the guest's state belongs to";
-                    return Err(Fault::permanent(
-                        Code::EFFECT_DIVERGED,
-                        DOING,
-                        &self.saving.domain.name,
-                        cause,
-                    )
-                    .class(Class::Fatal)
-                    .remedy(format!(
-                        "The guest stands still and has run nothing. virsh destroy {} ends it; then settle the job",
-                        self.saving.domain.id
-                    )));
+                    if begun.elapsed() > LOOK {
+                        return Err(self.elsewhere());
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
                 }
                 RunState::Paused(_) if ours(Hold::Reloaded) => {
                     let downtime_ms = self.let_go(true).await?;

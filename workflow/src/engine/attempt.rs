@@ -77,6 +77,7 @@ pub(super) fn launch(
         async move {
             let _running = running;
             tracing::info!("begins");
+            cx.progress.settle().await?;
             match phase {
                 Phase::Forward => kind.run(&cx, &input).await,
                 Phase::Undo if crate::mutation::on("undo-skipped") => Ok(Value::Null),

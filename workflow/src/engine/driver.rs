@@ -17,7 +17,7 @@ use crate::decide::{Command, decide};
 use crate::event::{Body, Timer, Verdict};
 use crate::fault::{Class, Code, Fault};
 use crate::ids::{JobId, Phase, StepName};
-use crate::progress::Progress;
+use crate::progress::{Progress, Token};
 use crate::state::{Mode, Run};
 use crate::step::{Outputs, PlanContext, StepContext};
 use crate::summary::JobSummary;
@@ -38,7 +38,7 @@ pub(super) struct Start {
     /// The environments in which the attempts of the history were started.
     pub(super) started_in: HashMap<(StepName, Phase), Arc<BTreeMap<String, String>>>,
     /// The resume tokens in the store's rows.
-    pub(super) tokens: HashMap<String, Value>,
+    pub(super) tokens: HashMap<String, Token>,
 }
 
 pub(super) struct Driver {
@@ -56,7 +56,7 @@ pub(super) struct Driver {
     checking: HashSet<StepName>,
     facts_tries: u32,
     started_in: HashMap<(StepName, Phase), Arc<BTreeMap<String, String>>>,
-    tokens: HashMap<String, Value>,
+    tokens: HashMap<String, Token>,
     recovered: bool,
     draining: bool,
 }
@@ -293,7 +293,7 @@ impl Driver {
         let key = (step.clone(), phase);
         if let Some(live) = self.live.get_mut(&key).filter(|live| live.attempt == attempt) {
             live.returned = true;
-            if let Some(token) = live.progress.saved() {
+            if let Some(token) = live.progress.token() {
                 self.tokens.insert(crate::progress::row_name(&step, phase), token);
             }
         }

@@ -12,7 +12,7 @@ use crate::fault::{Class, Code, Fault};
 use crate::ids::{JobId, Phase, StepName, StreamId};
 use crate::journal::{Append, AppendError, EventStore, StoreError};
 use crate::plan::Plan;
-use crate::progress::ProgressRow;
+use crate::progress::{ProgressRow, Token};
 use crate::state::State;
 use crate::step::{PlanContext, Registry, Workflow};
 use crate::summary::{JobStatus, JobSummary};
@@ -170,7 +170,8 @@ impl Shared {
         let tokens = rows
             .into_iter()
             .filter_map(|(name, value)| {
-                Some((name, serde_json::from_value::<ProgressRow>(value).ok()?.token?))
+                let value = serde_json::from_value::<ProgressRow>(value).ok()?.token?;
+                Some((name, Token { value, stored: true }))
             })
             .collect();
         let recovered = state.plan().is_some();
