@@ -11,7 +11,7 @@ use vmkeep_store::MemoryStore;
 use vmkeep_workflow::event::{Body, Verdict};
 use vmkeep_workflow::journal::{EventStore, JobFilter};
 use vmkeep_workflow::{Class, Code, Engine, Fault, IfBusy, JobStatus, Seq, Settle, StreamId, replay};
-use world::{Script, Tripwire, World, engine, request, who};
+use world::{Forgetful, Script, Tripwire, World, engine, request, who};
 
 #[tokio::test]
 async fn a_job_runs_to_its_end_and_its_history_replays() {
@@ -527,4 +527,20 @@ async fn a_disk_that_does_not_write_is_asked_again_after_a_while_and_not_at_once
     assert_eq!(summary.status, JobStatus::Succeeded);
     // Waits may take longer, never less.
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+/// Otherwise it would do what it may do only if the token is found after a crash.
+#[tokio::test]
+async fn what_an_attempt_could_not_store_is_in_the_store_before_the_next_goes_on_from_it() {
+    let memory = Arc::new(MemoryStore::new());
+    let world = World::new();
+    world.script("a", Script::Careful);
+    let engine = engine(Arc::new(Forgetful::new(memory.clone(), 1)), &world);
+    let job = engine.request(request("web1")).await.unwrap();
+    world.resumable_reached().await;
+    let rows = memory.rows(job).await.unwrap();
+    let (_, row) = rows.iter().find(|(name, _)| name == "forward/a").expect("a row");
+    assert_eq!(row["token"], json!({"offset": 7}));
+    world.let_go_on();
+    assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Succeeded);
 }

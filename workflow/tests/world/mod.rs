@@ -28,6 +28,8 @@ pub enum Script {
     Panic,
     /// Saves a token, then waits to be stopped; goes on at once when it has a token.
     Resumable,
+    /// Saves a token; with one, says so and waits to be let go on.
+    Careful,
 }
 
 /// Holds up whoever throws its switch first.
@@ -56,7 +58,7 @@ struct Inner {
 }
 
 #[derive(Clone, Default)]
-pub struct World(Arc<Mutex<Inner>>, Arc<Notify>);
+pub struct World(Arc<Mutex<Inner>>, Arc<Notify>, Arc<Notify>);
 
 impl World {
     pub fn new() -> Self {
@@ -78,6 +80,9 @@ impl World {
     }
     pub async fn resumable_reached(&self) {
         self.1.notified().await;
+    }
+    pub fn let_go_on(&self) {
+        self.2.notify_one();
     }
     pub fn resumed_from(&self) -> Option<Value> {
         self.0.lock().unwrap().resumed_from.clone()
@@ -132,6 +137,13 @@ impl Step for Switch {
                     cx.stop.cancelled().await;
                     return Err(Fault::stopped("throw the switch", name));
                 }
+            },
+            Script::Careful => match cx.progress.saved() {
+                Some(_) => {
+                    self.world.1.notify_one();
+                    self.world.2.notified().await;
+                }
+                None => cx.progress.save(&json!({"offset": 7})).await?,
             },
         }
         self.set(&name, true);
@@ -229,7 +241,7 @@ pub fn engine_that_tells(
     (engine, told)
 }
 
-/// Passes everything on but for `append`, and `reserve` where it is given.
+/// Passes everything on but for `append`, and `reserve` and `put_row` where they are given.
 macro_rules! passes_on {
     ($type:ty, $append:item) => {
         passes_on!(
@@ -241,6 +253,16 @@ macro_rules! passes_on {
         );
     };
     ($type:ty, $append:item, $reserve:item) => {
+        passes_on!(
+            $type,
+            $append,
+            $reserve,
+            async fn put_row(&self, job: JobId, row: &str, value: &Value) -> Result<(), StoreError> {
+                self.inner.put_row(job, row, value).await
+            }
+        );
+    };
+    ($type:ty, $append:item, $reserve:item, $put_row:item) => {
         #[async_trait]
         impl EventStore for $type {
             $append
@@ -265,9 +287,7 @@ macro_rules! passes_on {
             async fn key(&self, key: &str) -> Result<Option<StreamId>, StoreError> {
                 self.inner.key(key).await
             }
-            async fn put_row(&self, job: JobId, row: &str, value: &Value) -> Result<(), StoreError> {
-                self.inner.put_row(job, row, value).await
-            }
+            $put_row
             async fn rows(&self, job: JobId) -> Result<Vec<(String, Value)>, StoreError> {
                 self.inner.rows(job).await
             }
@@ -409,5 +429,34 @@ passes_on!(
             return Err(AppendError::Unknown("disk I/O error".to_owned()));
         }
         self.inner.append(append).await
+    }
+);
+
+/// Cannot store progress the first so many times.
+pub struct Forgetful {
+    inner: Arc<dyn EventStore>,
+    left: AtomicU64,
+}
+
+impl Forgetful {
+    pub fn new(inner: Arc<dyn EventStore>, left: u64) -> Self {
+        Self { inner, left: AtomicU64::new(left) }
+    }
+}
+
+passes_on!(
+    Forgetful,
+    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        self.inner.append(append).await
+    },
+    async fn reserve(&self) -> Result<Reserve, StoreError> {
+        self.inner.reserve().await
+    },
+    async fn put_row(&self, job: JobId, row: &str, value: &Value) -> Result<(), StoreError> {
+        let refuses = |left: u64| left.checked_sub(1);
+        match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuses) {
+            Ok(_) => Err(StoreError::Io("disk full".to_owned())),
+            Err(_) => self.inner.put_row(job, row, value).await,
+        }
     }
 );
