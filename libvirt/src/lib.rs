@@ -10,6 +10,7 @@
 //! | [`qemu`] | QEMU's own answer: images, block jobs, its process and the files it holds |
 //! | [`saveimage`] | the file of a saved guest, read and copied with another definition |
 //! | [`leave()`] | ending a process in which libvirt's threads still run |
+//! | [`few_arenas()`] | less memory that was freed and stays resident |
 //! | [`xml`] | definitions read and edited, snapshot/checkpoint/backup descriptions built |
 //!
 //! # The binding
@@ -26,6 +27,7 @@
 //! libvirt's objects are reference counted and may be used from several threads at once; the last
 //! error is kept per thread, which is why it is always read where the call was made.
 
+mod arenas;
 pub mod block;
 pub mod checkpoint;
 pub mod client;
@@ -51,6 +53,7 @@ pub mod snapshot;
 pub mod uri;
 pub mod xml;
 
+pub use arenas::few_arenas;
 pub use client::{Client, ClientOptions, DomainHandle, Status};
 pub use conn::{ConnectOptions, Connection, NodeInfo, Version};
 pub use control::Control;
