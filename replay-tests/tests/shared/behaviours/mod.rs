@@ -5,6 +5,7 @@ mod definitions;
 mod ends;
 mod looks;
 mod memory;
+mod pulls;
 mod takes;
 
 use super::Behaviour;
@@ -68,6 +69,13 @@ pub fn all() -> Vec<Behaviour> {
         memory::a_guest_that_is_defined_no_more_is_loaded_as_a_transient_one,
         memory::a_managed_save_image_is_loaded_by_the_next_start,
         memory::a_managed_save_image_is_set_aside_and_given_back,
+        pulls::a_pull_shows_the_disks_as_they_were_whatever_the_guest_writes,
+        pulls::a_pull_since_a_checkpoint_tells_what_has_changed_since,
+        pulls::a_pull_since_a_checkpoint_that_is_not_there_is_not_begun,
+        pulls::checkpoints_are_deleted_one_by_one_while_the_domain_runs,
+        pulls::bitmaps_outlive_an_end_and_none_a_killed_qemu,
+        pulls::as_long_as_a_pull_lasts_there_is_no_other_job,
+        pulls::a_pull_ends_with_qemu,
         ends::a_killed_qemu_is_a_crash_and_a_destroyed_one_is_not,
         ends::an_image_that_somebody_has_open_is_not_started_from,
         ends::a_missing_image_is_not_started_from,
@@ -75,5 +83,6 @@ pub fn all() -> Vec<Behaviour> {
         ends::a_guest_runs_on_under_a_new_libvirtd(alone),
         ends::a_new_libvirtd_has_every_definition_and_forgets_how_guests_ended(alone),
         ends::a_commit_goes_on_under_a_new_libvirtd(alone),
+        pulls::a_pull_goes_on_under_a_new_libvirtd(alone),
     ]
 }
