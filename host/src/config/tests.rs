@@ -262,7 +262,7 @@ fn what_stays_in_a_vault_is_said_for_each_and_nothing_is_by_default() {
         ("within = \"a while\"", "vaults.home.keep.within"),
         ("time_zone = \"Europe/Atlantis\"", "vaults.home.keep.time_zone"),
         ("dayly = 7", "dayly"),
-        ("daily = -1", "daily"),
+        ("daily = -1", "u32"),
     ] {
         let error = home(&format!("[vaults.home.keep]\n{key}\n")).unwrap_err();
         assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{key}");

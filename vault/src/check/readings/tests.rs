@@ -29,7 +29,9 @@ async fn marks(bench: &Bench, backup: BackupId) -> Vec<MarkKind> {
 fn every_pack_is_in_one_share_and_words_that_are_none_are_refused() {
     let share = |text: &str| text.parse::<Share>();
     for seed in 0..200_u8 {
-        let pack = PackId::new(std::array::from_fn(|at| seed.wrapping_mul(17).wrapping_add(at as u8 * 31)));
+        let pack = PackId::new(std::array::from_fn(|at| {
+            seed.wrapping_mul(17).wrapping_add((at as u8).wrapping_mul(31))
+        }));
         let of = (1..=7).filter(|part| share(&format!("{part}/7")).unwrap().contains(pack));
         assert_eq!(of.count(), 1);
         assert!(Share::ALL.contains(pack));
