@@ -297,7 +297,7 @@ pub struct VaultPrune {
     #[arg(long)]
     pub ask: bool,
     /// Even if no other checked backup of the domain is left in the vault then
-    #[arg(long, requires = "backups")]
+    #[arg(long, requires = "backups", conflicts_with_all = ["keep", "domain", "yes"])]
     pub last: bool,
     /// Say what would be ordered and change nothing
     #[arg(long)]
