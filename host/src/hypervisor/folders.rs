@@ -110,17 +110,23 @@ fn variable_of(pid: u32, key: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     #[test]
     fn a_sessions_folder_is_the_one_of_the_daemons_own_environment() {
-        let mut daemon = std::process::Command::new("sleep")
-            .arg("60")
+        let mut daemon = std::process::Command::new("cat")
             .env_clear()
             .env("XDG_CONFIG_HOME", "/a/config")
             .env("HOME", "/a/home")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // A process has no environment to show until it runs; what it answers, it answers as one that does.
+        daemon.stdin.as_mut().unwrap().write_all(b"!").unwrap();
+        daemon.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(variable_of(daemon.id(), "XDG_CONFIG_HOME"), Some("/a/config".into()));
         assert_eq!(variable_of(daemon.id(), "XDG_CONFIG"), None);
         daemon.kill().unwrap();

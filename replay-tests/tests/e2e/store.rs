@@ -80,7 +80,7 @@ fn a_store_that_is_damaged_newer_or_in_use_is_refused_untouched() {
         None => host.ready().then_some(None),
     });
     match ended {
-        None => host.fails(&["audit", "verify"], 77, &["STORE_DAMAGED"]),
+        None => drop(host.fails(&["audit", "verify"], 77, &["STORE_DAMAGED"])),
         Some(code) => assert_eq!(code, 77),
     }
     let _ = daemon.kill();

@@ -186,8 +186,8 @@ impl Host {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs the command line, which must fail with this code and say all of these words.
-    pub fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
+    /// Runs the command line, which must fail with this code and say all of these words; returns all it said.
+    pub fn fails(&self, args: &[&str], code: i32, words: &[&str]) -> String {
         let output = self.vmkeep(args);
         let said =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -200,6 +200,7 @@ impl Host {
         for word in words {
             assert!(said.contains(word), "vmkeep {args:?} does not say {word:?}: {said}");
         }
+        said
     }
 
     pub fn json(&self, args: &[&str]) -> Value {
