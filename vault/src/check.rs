@@ -1,7 +1,7 @@
 //! Checking a vault: which backups are whole, and which lack what (`FORMAT.md`, §6).
 //!
 //! The quick check walks all trees: nodes are read, and of chunks it is only asked whether a good place is named in a pack
-//! that is there. A verification reads packs first, each once whoever needs it, opens every blob and computes its id; what is
+//! that is there and as long as that. A verification reads packs first, each once whoever needs it, opens every blob and computes its id; what is
 //! bad goes into `damage/`, and the walk then knows of it. It reads all packs, those of one backup, or a share of them: then
 //! [`Readings`] tell when the shares of several runs are all of a backup.
 //!
@@ -33,7 +33,7 @@ use crate::index::tidings::report_damage;
 use crate::lease::{Holder, Lease};
 use crate::names::{Area, MarkKind, ObjectName};
 use crate::vault::Vault;
-use crate::walk::{Judge, Walk};
+use crate::walk::{Judge, Packs, Walk};
 
 /// What a check found.
 #[derive(Debug, Default)]
@@ -128,8 +128,7 @@ async fn under(
     // Before the packs: whatever these backups need is there, and what comes later is none of them.
     let backups = listed(vault).await?;
     let packs = packs(vault).await?;
-    let mut seen =
-        Seen { there: packs.iter().filter_map(|(name, _)| pack_of(name)).collect(), ..Seen::default() };
+    let mut seen = Seen { there: sizes(&packs), ..Seen::default() };
     report.packs_there = packs.len() as u64;
     if let Some(share) = what.read {
         readings.begin(&backups, &seen.there, Timestamp::now());
@@ -162,7 +161,7 @@ async fn needed(
     vault: &Vault,
     folder: Option<&Path>,
     backup: BackupId,
-    there: &HashSet<PackId>,
+    there: &Packs,
 ) -> Result<HashSet<PackId>, VaultError> {
     let index = Arc::new(Index::load(vault, folder).await?);
     let all = Backups::load(vault, None).await?;
@@ -187,11 +186,16 @@ pub async fn look(vault: &Vault, holder: &Holder, folder: Option<&Path>) -> Resu
 
 async fn looked(vault: &Vault, holder: &Holder, folder: Option<&Path>) -> Result<CheckReport, VaultError> {
     crate::features::check_writer(vault).await?;
-    let there = packs(vault).await?.iter().filter_map(|(name, _)| pack_of(name)).collect();
+    let there = sizes(&packs(vault).await?);
     let mut report = CheckReport::default();
     let judging = Judging { vault, holder, folder, only: None, marks: false };
     Box::pin(judging.all(&Seen { there, ..Seen::default() }, None, &mut report)).await?;
     Ok(report)
+}
+
+/// Packs by their ids.
+pub(crate) fn sizes(packs: &[(ObjectName, u64)]) -> Packs {
+    packs.iter().filter_map(|(name, size)| Some((pack_of(name)?, *size))).collect()
 }
 
 /// The packs that are there.
@@ -232,7 +236,7 @@ pub(crate) async fn note_unnamed(vault: &Vault, index: &Index) -> Result<(), Vau
 /// The packs that are there, and of those whose seal does not fit what is good in them.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    pub(crate) there: HashSet<PackId>,
+    pub(crate) there: Packs,
     pub(crate) broken: Broken,
 }
 

@@ -33,14 +33,17 @@ pub(crate) fn half(id: BlobId) -> [u8; 16] {
     fixed(&id.bytes()[..16])
 }
 
+/// The packs that were listed, with their sizes in bytes.
+pub(crate) type Packs = HashMap<PackId, u64>;
+
 /// What a good place is.
 pub(crate) enum Judge {
-    /// One in a pack that was listed, and that is not in `damage/`. Of a pack that was read and whose seal does not fit, only
-    /// what was found good.
-    Readable(HashSet<PackId>, HashMap<PackId, HashSet<(u32, BlobId)>>),
-    /// One that is not in `damage/`, in a pack that was listed and will not be deleted. Whether a run that counts names it is no
-    /// matter: a collector gives it one.
-    Lasting(HashSet<PackId>),
+    /// One in a pack that was listed and is long enough, and that is not in `damage/`. Of a pack that was read and whose seal does
+    /// not fit, only what was found good.
+    Readable(Packs, HashMap<PackId, HashSet<(u32, BlobId)>>),
+    /// One that is not in `damage/`, in a pack that was listed, is long enough and will not be deleted. Whether a run that counts
+    /// names it is no matter: a collector gives it one.
+    Lasting(Packs),
     /// One that a writer may reuse, or that lies in a pack of this lease that is there and not condemned.
     Kept(LeaseId),
 }
@@ -54,7 +57,8 @@ pub(crate) struct Walk<'a> {
     /// Subtrees in which nothing is bad, with the oldest of the runs that read the packs of them.
     whole: HashMap<[u8; 16], u64>,
     packs: Mutex<HashSet<PackId>>,
-    there: Mutex<HashMap<PackId, bool>>,
+    /// The sizes of packs that the list lacks; nothing of those that are not there.
+    there: Mutex<HashMap<PackId, Option<u64>>>,
     bad: Mutex<HashSet<BadPlace>>,
 }
 
@@ -249,20 +253,24 @@ impl<'a> Walk<'a> {
             Judge::Lasting(packs) => self.is_there_and(packs, true, id, place).await,
             Judge::Kept(_) if found.usable => Ok(true),
             Judge::Kept(lease) if place.pack.lease() != *lease || index.is_condemned(place.pack) => Ok(false),
-            Judge::Kept(_) => self.is_there(&place.object(), place.pack).await,
+            Judge::Kept(_) => Ok(self.size(&place.object(), place.pack).await?.is_some()),
         }
     }
 
-    /// Whether a place's pack is there, and it is sound as well; one of which that is not so is remembered.
+    /// Whether a place's pack is there up to the place's end, and it is sound as well; one of which that is not so is remembered.
     async fn is_there_and(
         &self,
-        packs: &HashSet<PackId>,
+        packs: &Packs,
         sound: bool,
         id: BlobId,
         place: &Place,
     ) -> Result<bool, VaultError> {
         // One that the list lacks is asked for by name before it is called missing.
-        let there = packs.contains(&place.pack) || self.is_there(&place.object(), place.pack).await?;
+        let size = match packs.get(&place.pack) {
+            Some(size) => Some(*size),
+            None => self.size(&place.object(), place.pack).await?,
+        };
+        let there = size.is_some_and(|size| place.range().end <= size);
         if !there || !sound {
             let bad = BadPlace { pack: place.pack, offset: place.offset, id };
             self.bad.lock().unwrap_or_else(PoisonError::into_inner).insert(bad);
@@ -270,12 +278,18 @@ impl<'a> Walk<'a> {
         Ok(there && sound)
     }
 
-    async fn is_there(&self, object: &ObjectName, pack: PackId) -> Result<bool, VaultError> {
-        if let Some(there) = self.there.lock().unwrap_or_else(PoisonError::into_inner).get(&pack) {
-            return Ok(*there);
+    async fn size(&self, object: &ObjectName, pack: PackId) -> Result<Option<u64>, VaultError> {
+        if let Some(size) = self.there.lock().unwrap_or_else(PoisonError::into_inner).get(&pack) {
+            return Ok(*size);
         }
-        let there = self.vault.backend().get(&object.to_string(), Some(0..1)).await?.is_some();
-        self.there.lock().unwrap_or_else(PoisonError::into_inner).insert(pack, there);
-        Ok(there)
+        let listed = self.vault.list(&object.to_string()).await?;
+        let mut size = listed.into_iter().find_map(|(name, size)| (name == *object).then_some(size));
+        if size.is_none() {
+            // A list may lack what was put only just now, and what was missing must be missing.
+            let bytes = self.vault.backend().get(&object.to_string(), None).await?;
+            size = bytes.map(|bytes| bytes.len() as u64);
+        }
+        self.there.lock().unwrap_or_else(PoisonError::into_inner).insert(pack, size);
+        Ok(size)
     }
 }

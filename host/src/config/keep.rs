@@ -66,6 +66,7 @@ pub(super) fn resolve(table: &str, file: &FileKeep) -> Result<Keep, ConfigError>
             last: file.last.unwrap_or(0),
             periods: periods([file.hourly, file.daily, file.weekly, file.monthly, file.yearly]),
             within: within.map_err(|why| wrong("within", why))?,
+            unverified: false,
         },
         zone: zone.map_err(|why| wrong("time_zone", why))?,
     })

@@ -35,7 +35,12 @@ async fn what_no_rule_keeps_is_shown_first_and_goes_only_if_somebody_says_so() {
     for at in ["03-01T08:00", "03-01T23:30", "03-02T08:00", "03-09T08:00", "03-09T20:00"] {
         ids.push(backup_of(&vault, &noise(1, 3 * C), &format!("2024-{at}:00Z")).await);
     }
-    let by_days = ["prune", "home", "--keep-daily", "2", "--time-zone", "UTC"];
+    let careful = ["prune", "home", "--keep-daily", "2", "--time-zone", "UTC"];
+    let none = host.run(&[&careful[..], &["--yes"]].concat());
+    let said = &none.must(0).out;
+    assert!(said.contains("nothing is to go") && said.contains("none is verified"), "{said}");
+    assert!(said.contains("vmkeep vault verify"), "{said}");
+    let by_days = [&careful[..], &["--unverified"]].concat();
     let planned = [
         fate(&ids[4], "stays", "daily 2024-03-09"),
         fate(&ids[3], "goes", ""),
@@ -91,9 +96,12 @@ async fn what_no_rule_keeps_is_shown_first_and_goes_only_if_somebody_says_so() {
     // The rules of the configuration, and those of the command line in their place.
     let mut config = std::fs::File::options().append(true).open(world.path("a.toml")).unwrap();
     config.write_all(b"[vaults.home.keep]\nlast = 1\n").unwrap();
-    assert_eq!(fates(&host.json(&["prune", "home", "--dry-run"]))[1].1, "goes");
-    assert_eq!(fates(&host.json(&["prune", "home", "--dry-run", "--keep-last", "2"]))[1].1, "stays");
-    let all = host.json(&["prune", "home", "--domain", "web1", "--yes"]);
+    assert_eq!(fates(&host.json(&["prune", "home", "--dry-run", "--unverified"]))[1].1, "goes");
+    assert_eq!(
+        fates(&host.json(&["prune", "home", "--dry-run", "--unverified", "--keep-last", "2"]))[1].1,
+        "stays"
+    );
+    let all = host.json(&["prune", "home", "--domain", "web1", "--yes", "--unverified"]);
     assert_eq!((fates(&all)[1].1.as_str(), &all["ordered"]), ("ordered", &true.into()));
     host.run(&["prune", "home", "--domain", "web9", "--yes"]).told(codes::CANNOT_FIND_MACHINE, "web9");
 }
@@ -150,6 +158,49 @@ async fn a_backup_with_a_damaged_chunk_is_verified_no_more_and_the_verified_olde
         fates(&ordered)[1..],
         [fate(&older, "stays", "damaged"), fate(&oldest, "stays", "last 1, newest verified")]
     );
+}
+
+/// A full disk or a power cut leaves files that are too short: their names and tables say that all is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_pack_was_cut_off_takes_nobodys_place_and_the_last_whole_one_is_not_collected() {
+    let world = World::new();
+    let host = world.host("a");
+    host.init(&world, "home");
+    let vault = host.open("home").await;
+    let older = backup_of(&vault, &noise(1, 3 * C), "2024-03-01T08:00:00Z").await;
+    let newest = backup_of(&vault, &noise(2, 9 * C), "2024-03-02T08:00:00Z").await;
+    let by_last = ["prune", "home", "--keep-last", "1", "--unverified"];
+    let pack = world.objects("home/data").remove(0);
+    let bytes = std::fs::read(&pack).unwrap();
+    assert!(bytes.len() > 9 * C, "not the newest's pack");
+
+    // Cut off while somebody thinks about the plan.
+    let mut typist = host.at_a_terminal(&by_last);
+    typist.question("Prune 1 of home?");
+    for length in [0, bytes.len() - 1000] {
+        std::fs::write(&pack, &bytes[..length]).unwrap();
+        let plan = host.json(&[&by_last[..], &["--dry-run"]].concat());
+        assert_eq!(fates(&plan), [fate(&newest, "stays", "damaged"), fate(&older, "stays", "last 1")]);
+    }
+    typist.type_in("yes");
+    typist.end().0.must(0);
+    assert_eq!(marks(&host, &older), serde_json::json!(["checked"]), "the second judgement was not one");
+
+    // It was ordered when both were whole: then the damage was found.
+    std::fs::write(&pack, &bytes).unwrap();
+    host.run(&[&by_last[..], &["--yes"]].concat()).must(0);
+    assert_eq!(marks(&host, &older), serde_json::json!(["checked", "prune"]));
+    std::fs::write(&pack, &bytes[..1000]).unwrap();
+    let found = host.run(&["check", "home"]);
+    assert!(found.must(codes::VAULT_DAMAGED.0).out.contains("HURT"), "{}", found.out);
+    let collected = host.json(&["gc", "home"]);
+    assert_eq!(
+        (&collected["doomed"], &collected["spared"]),
+        (&serde_json::json!([]), &serde_json::json!([older]))
+    );
+    // Where both go, both go.
+    host.run(&["prune", "home", &newest, "--last"]).must(0);
+    assert_eq!(host.json(&["gc", "home"])["doomed"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

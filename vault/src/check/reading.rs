@@ -14,6 +14,7 @@ use crate::names::ObjectName;
 use crate::node::{Node, Patch};
 use crate::pack;
 use crate::vault::Vault;
+use crate::walk::Packs;
 
 /// Packs that are read at once: 16 MiB each.
 const AT_ONCE: usize = 3;
@@ -25,7 +26,7 @@ pub(crate) type Broken = HashMap<PackId, HashSet<(u32, BlobId)>>;
 pub(super) async fn read_all(
     vault: &Vault,
     packs: Vec<ObjectName>,
-    there: &mut HashSet<PackId>,
+    there: &mut Packs,
     readings: &mut Readings,
     report: &mut CheckReport,
 ) -> Result<Broken, VaultError> {

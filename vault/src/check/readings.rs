@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BackupId, PackId};
+use crate::walk::Packs;
 
 /// The most shares: one for each day of three years.
 const MOST: u64 = 1096;
@@ -96,9 +97,9 @@ pub struct Readings {
 
 impl Readings {
     /// A run begins: with the backups that were listed before anything is read, and the packs that are there.
-    pub(super) fn begin(&mut self, backups: &BTreeSet<BackupId>, packs: &HashSet<PackId>, now: Timestamp) {
+    pub(super) fn begin(&mut self, backups: &BTreeSet<BackupId>, packs: &Packs, now: Timestamp) {
         self.run += 1;
-        let packs: HashSet<u64> = packs.iter().map(|pack| number(*pack)).collect();
+        let packs: HashSet<u64> = packs.keys().map(|pack| number(*pack)).collect();
         self.packs.retain(|pack, _| packs.contains(pack));
         self.backups.retain(|backup, _| backups.contains(backup));
         for backup in backups {

@@ -32,13 +32,13 @@ use crate::check::{self, CheckReport};
 use crate::error::VaultError;
 use crate::features;
 use crate::fetch::Fetcher;
-use crate::ids::{BackupId, PackId};
+use crate::ids::BackupId;
 use crate::index::Index;
 use crate::index::tidings::report_damage;
 use crate::lease::{self, Holder, Lease};
 use crate::names::MarkKind;
 use crate::vault::Vault;
-use crate::walk::{Judge, Walk};
+use crate::walk::{Judge, Packs, Walk};
 use crate::write::NoLog;
 use crate::write::store::Store;
 use heal::Healer;
@@ -120,13 +120,13 @@ impl Work<'_> {
         Box::pin(judging.all(&check::Seen { there, ..check::Seen::default() }, None, &mut report.now)).await
     }
 
-    async fn packs(&self) -> Result<HashSet<PackId>, VaultError> {
-        Ok(check::packs(self.vault).await?.iter().filter_map(|(name, _)| check::pack_of(name)).collect())
+    async fn packs(&self) -> Result<Packs, VaultError> {
+        Ok(check::sizes(&check::packs(self.vault).await?))
     }
 
     async fn put(
         &self,
-        there: &HashSet<PackId>,
+        there: &Packs,
         index: &Arc<Index>,
         all: &Backups,
         store: &mut Store,

@@ -19,7 +19,8 @@
 //!
 //! - *Without any rule nothing goes.* With one the newest candidate stays, whatever the numbers: a domain that has a whole
 //!   backup never loses its last one.
-//! - *The newest verified backup stays*, though no rule keeps it: all newer ones may yet turn out to be unreadable.
+//! - *The newest verified backup stays*, though no rule keeps it: all newer ones may yet turn out to be unreadable. *Where
+//!   none is verified nothing goes*, unless that is asked for ([`Rules::unverified`]): what stays may be what nobody can read.
 //! - *Protected ones stay besides and are not counted*: protecting a backup never removes another.
 //! - *Damaged and unchecked ones are neither counted nor removed*: a rule must not decide whether something can still be got
 //!   out of them, or whether their writer comes back. They are pruned by name.
@@ -92,6 +93,8 @@ pub struct Rules {
     pub periods: BTreeMap<Period, u32>,
     /// All that are not older than the newest by more than this.
     pub within: Option<Duration>,
+    /// Whether backups go also where none of their domain's that counts was ever verified. No rule by itself.
+    pub unverified: bool,
 }
 
 /// How a backup stands.
@@ -142,6 +145,8 @@ pub enum Reason {
     Within,
     /// No newer one was read as a whole.
     NewestVerified,
+    /// None of its domain's was read as a whole: nobody knows whether another can be.
+    NoneVerified,
     /// Somebody protects it.
     Protected,
     /// What it needs is bad or missing, or it cannot be read: no rule decides about it.
@@ -159,6 +164,7 @@ impl fmt::Display for Reason {
             Self::Newest(period, which) => write!(f, "{} {which}", period.word()),
             Self::Within => f.write_str("within"),
             Self::NewestVerified => f.write_str("newest verified"),
+            Self::NoneVerified => f.write_str("none is verified"),
             Self::Protected => f.write_str("protected"),
             Self::Damaged => f.write_str("damaged"),
             Self::Unchecked => f.write_str("unchecked"),
@@ -243,9 +249,11 @@ impl Rules {
                 }
             }
         }
-        if let Some(newest) = all.iter().find(|one| one.verified && one.counts(now).is_some()) {
+        let verified = all.iter().find(|one| one.verified && one.counts(now).is_some());
+        if let Some(newest) = verified {
             kept.entry(newest.id).or_default().push(Reason::NewestVerified);
         }
+        let sure = verified.is_some() || self.unverified;
         for one in all {
             let reasons = kept.remove(&one.id).unwrap_or_default();
             let besides = match one.standing {
@@ -258,7 +266,8 @@ impl Rules {
             };
             let fate = match besides {
                 _ if one.standing == Standing::Going => Fate::Going,
-                None if reasons.is_empty() && !self.is_empty() => Fate::Goes,
+                None if reasons.is_empty() && !self.is_empty() && sure => Fate::Goes,
+                None if reasons.is_empty() && !self.is_empty() => Fate::Stays(vec![Reason::NoneVerified]),
                 besides => Fate::Stays(reasons.into_iter().chain(besides).collect()),
             };
             plan.fates.push((one.clone(), fate));

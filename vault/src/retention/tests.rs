@@ -24,7 +24,7 @@ fn whole(number: u8, when: &str) -> Candidate {
 }
 
 fn rules(last: u32, periods: &[(Period, u32)]) -> Rules {
-    Rules { last, periods: periods.iter().copied().collect(), within: None }
+    Rules { last, periods: periods.iter().copied().collect(), within: None, unverified: true }
 }
 
 /// Berlin's, by its rule: a host need not have a data base of time zones.
@@ -113,7 +113,7 @@ fn a_span_counts_from_the_newest_backup_and_not_from_now() {
         whole(2, "2026-01-01T12:00:00Z"),
         whole(3, "2026-01-02T12:00:00Z"),
     ];
-    let keep = Rules { within: Some(Duration::from_secs(86_400)), ..Rules::default() };
+    let keep = Rules { within: Some(Duration::from_secs(86_400)), ..rules(0, &[]) };
     assert_eq!(stays(&keep, &all, &TimeZone::UTC), [said(3, "within"), said(2, "within")]);
 }
 
@@ -134,6 +134,26 @@ fn the_newest_verified_backup_stays_though_no_rule_keeps_it_and_a_damaged_one_is
     all[3].standing = Standing::Damaged;
     let found = stays(&keep, &all, &TimeZone::UTC);
     assert_eq!(found, [said(4, "damaged"), said(3, "damaged"), said(2, "last 1, newest verified")]);
+}
+
+#[test]
+fn where_nothing_was_ever_verified_nothing_goes_unless_it_is_asked_for() {
+    let mut all = [
+        whole(1, "2026-01-01T12:00:00Z"),
+        whole(2, "2026-02-01T12:00:00Z"),
+        whole(3, "2036-01-01T12:00:00Z"),
+    ];
+    let careful = Rules { unverified: false, ..rules(1, &[]) };
+    let none = [said(3, "of the future"), said(2, "last 1"), said(1, "none is verified")];
+    assert_eq!(stays(&careful, &all, &TimeZone::UTC), none);
+    // What does not count does not make another dispensable.
+    all[2].verified = true;
+    assert_eq!(stays(&careful, &all, &TimeZone::UTC), none);
+    all[1].verified = true;
+    let sure = [said(3, "of the future"), said(2, "last 1, newest verified")];
+    assert_eq!(stays(&careful, &all, &TimeZone::UTC), sure);
+    all[1].standing = Standing::Damaged;
+    assert_eq!(stays(&careful, &all, &TimeZone::UTC)[2], said(1, "last 1"));
 }
 
 #[test]
@@ -202,10 +222,12 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 
 fn some_rules() -> impl Strategy<Value = Rules> {
     let counts = prop::collection::vec(0..5_u32, 5);
-    (0..4_u32, counts, prop::option::of(0..90_u64)).prop_map(|(last, counts, within)| Rules {
+    let within = prop::option::of(0..90_u64);
+    (0..4_u32, counts, within, any::<bool>()).prop_map(|(last, counts, within, unverified)| Rules {
         last,
         periods: Period::ALL.into_iter().zip(counts).collect(),
         within: within.map(|days| Duration::from_secs(days * 86_400)),
+        unverified,
     })
 }
 
@@ -229,6 +251,7 @@ proptest! {
             last: less.last.max(more.last),
             periods: less.periods.iter().map(|(period, count)| (*period, (*count).max(more.periods[period]))).collect(),
             within: less.within.max(more.within),
+            unverified: less.unverified && more.unverified,
         };
         prop_assert!(going(&both, &all, now).is_subset(&goes));
         let before = now - Duration::from_secs(earlier.unsigned_abs() * 3600);

@@ -305,6 +305,9 @@ pub struct VaultPrune {
     /// By rules: order it without asking
     #[arg(long, conflicts_with = "dry_run")]
     pub yes: bool,
+    /// By rules: also where no backup of the domain was ever verified
+    #[arg(long, conflicts_with_all = ["backups", "last"])]
+    pub unverified: bool,
 }
 
 /// Which backups of each domain stay: what any of these keeps. With one of them those of the configuration do not count.

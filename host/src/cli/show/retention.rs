@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use vmkeep_vault::retention::Reason;
+
 use super::heads;
 use super::vault::counted;
 use crate::cli::vault::retain::{Retention, RetentionRow};
@@ -23,6 +25,12 @@ pub(in crate::cli) fn retention(plan: &Retention) -> String {
     }
     let goes = plan.backups.iter().filter(|row| row.fate == "goes").count() as u64;
     let mut text = table(&rows);
+    if plan.backups.iter().any(|row| row.because == [Reason::NoneVerified.to_string()]) {
+        text.push_str(
+            "Where none is verified nothing goes, for what stays may be what nobody can read: vmkeep vault verify; or \
+             --unverified\n",
+        );
+    }
     let _ = match goes {
         0 => writeln!(text, "nothing is to go"),
         _ => writeln!(text, "{} to go", counted(goes, "backup is", "backups are")),

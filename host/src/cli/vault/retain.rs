@@ -2,7 +2,8 @@
 //!
 //! Before anything is judged the trees of all backups are walked, as by the quick check: a backup that lacks something must not
 //! take the place of one that is whole. Nobody locks the vault meanwhile, and the answer may take somebody a day. So before the
-//! first order everything is listed and judged once more, and what goes by only one of the two judgements stays. What another
+//! first order everything is listed and judged once more (and walked, if somebody was asked), and what goes by only one of the two
+//! judgements stays. What another
 //! host orders at the same moment cannot take the last one: whoever goes by rules leaves the newest.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,14 +62,8 @@ pub(super) async fn prune(global: &Global, out: &Out, args: &VaultPrune) -> Ende
     let opened = open(global, &args.vault).await?;
     let all = opened.backups().await?;
     let wanted = args.domain.as_ref().map(|word| named::domains(&all, word)).transpose()?;
-    let looked = Box::pin(check::look(&opened.vault, &holder("prune"), Some(&opened.cache()))).await;
-    let judge = Judge {
-        opened: &opened,
-        rules: keep.rules,
-        zone: zone.clone(),
-        domains: wanted,
-        looked: looked.map_err(|error| opened.fault("look at the backups", &error))?,
-    };
+    let looked = look(&opened).await?;
+    let mut judge = Judge { opened: &opened, rules: keep.rules, zone: zone.clone(), domains: wanted, looked };
     let now = Timestamp::now();
     let plan = judge.plan(&all, now).await?;
     let goes = plan.goes();
@@ -84,6 +79,9 @@ pub(super) async fn prune(global: &Global, out: &Out, args: &VaultPrune) -> Ende
     if !args.yes && !agreed(&opened, goes.len()).await? {
         return Err(Fault::permanent(codes::USAGE, DOING, opened.settings.label(), "nobody agreed to it")
             .remedy("Nothing was ordered. Say yes, or choose other rules; --dry-run only shows the plan"));
+    }
+    if !args.yes {
+        judge.looked = look(&opened).await?;
     }
     let again = opened.backups().await?;
     let still: BTreeSet<BackupId> = judge.plan(&again, Timestamp::now()).await?.goes().into_iter().collect();
@@ -104,20 +102,31 @@ pub(super) async fn prune(global: &Global, out: &Out, args: &VaultPrune) -> Ende
     Ok(0)
 }
 
+async fn look(opened: &Opened) -> Result<CheckReport, Fault> {
+    let looked = Box::pin(check::look(&opened.vault, &holder("prune"), Some(&opened.cache()))).await;
+    looked.map_err(|error| opened.fault("look at the backups", &error))
+}
+
 /// The rules of the command line, or else those of the configuration.
 fn keep(args: &VaultPrune, settings: &VaultSettings) -> Result<Keep, Fault> {
     let KeepBy { keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, .. } = args.keep;
     let counts = [keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly];
     let said = counts.iter().chain([&keep_last]).any(Option::is_some) || args.keep.keep_within.is_some();
     let rules = match said {
-        true => {
-            Rules { last: keep_last.unwrap_or(0), periods: periods(counts), within: args.keep.keep_within }
-        }
-        false => settings.keep.rules.clone(),
+        true => Rules {
+            last: keep_last.unwrap_or(0),
+            periods: periods(counts),
+            within: args.keep.keep_within,
+            unverified: args.unverified,
+        },
+        false => Rules { unverified: args.unverified, ..settings.keep.rules.clone() },
     };
     if rules.is_empty() {
         let label = settings.label();
-        let cause = "neither a backup nor a rule is given, and the configuration has none";
+        let cause = match said {
+            true => "by these rules nothing would stay",
+            false => "neither a backup nor a rule is given, and the configuration has none",
+        };
         return Err(Fault::permanent(codes::USAGE, DOING, label, cause).remedy(
             "Name backups, or say what stays: --keep-last 3 --keep-daily 7; or in [vaults.NAME.keep]",
         ));
@@ -154,7 +163,7 @@ impl Judge<'_> {
             Standing::Going
         } else if !all.has(id, MarkKind::Checked) {
             Standing::Unchecked
-        } else if self.looked.whole.contains(&id) {
+        } else if self.looked.whole.contains(&id) && !all.has(id, MarkKind::Hurt) {
             Standing::Whole
         } else {
             // One that came after the look as well: it stays.
