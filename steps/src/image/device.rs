@@ -7,8 +7,8 @@
 //!   stands in for the time in an [`Identity`](super::copy::Identity): as long as it is the same, nobody has written.
 //!   Sectors are counted, not requests, since a flush counts as a request; and what is still in the page cache is written
 //!   out before it is looked at, or it would be counted later. The count begins anew with the device: after the end of the
-//!   host nothing can be said of what was before. Where the kernel keeps no count (`queue/iostats` off) writes by others
-//!   go unnoticed.
+//!   host nothing can be said of what was before, so the boot goes with it. Where the kernel keeps no count
+//!   (`queue/iostats` off) writes by others go unnoticed.
 //! - **One name.** `/dev/mapper/vg-lv`, `/dev/vg/lv` and `/dev/dm-3` are the same device, and which of them somebody uses says
 //!   nothing. Devices are compared by number.
 
@@ -52,10 +52,11 @@ pub fn lasting(path: &Path) -> Option<String> {
     let number = number(path)?;
     let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
     let place = std::fs::canonicalize(format!("/sys/dev/block/{number}")).ok();
-    place.and_then(|place| known(&place)).or_else(|| {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        Some(format!("{number} in boot {}", boot.trim()))
-    })
+    place.and_then(|place| known(&place)).or_else(|| Some(format!("{number} in boot {}", boot_id().ok()?)))
+}
+
+fn boot_id() -> Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 fn known(place: &Path) -> Option<String> {
@@ -85,6 +86,13 @@ pub(crate) fn written(device: &File, stat: &Stat) -> Result<i64> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
         Err(e) => Err(Error::new(e.kind(), format!("how much was written to device {major}:{minor}: {e}"))),
     }
+}
+
+/// Tells counts of one boot from those of another: the first 32 bits of its id.
+pub(crate) fn boot() -> Result<u32> {
+    let id = boot_id()?;
+    let first = id.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    first.ok_or_else(|| Error::other(format!("{id:?} is no id of a boot")))
 }
 
 fn counted(text: &str) -> i64 {
@@ -167,6 +175,7 @@ pub(crate) mod tests {
         let was = Identity::at(&device.path).unwrap();
         assert_eq!(was.size, 3 << 20);
         assert!(was.is_device());
+        assert_eq!(was.mtime_nsec, boot().unwrap());
         let open = File::options().read(true).write(true).open(&device.path).unwrap();
         // Reads, flushes, and what udev does to the node.
         open.read_exact_at(&mut [0; 4096], 1 << 20).unwrap();

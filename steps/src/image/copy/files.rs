@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 ///
 /// The time of change is that of the content (mtime). Owner, mode and labels may change meanwhile: libvirt does that.
 /// Of a block device, which has none of these, see [`crate::image::device`]: its own number stands for that of its file
-/// system, 0 for its inode, and what was ever written to it, in sectors, for the time.
+/// system, 0 for its inode, and what was written to it since the host began, in sectors, for the time; the nanoseconds tell
+/// which time it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Device number.
@@ -36,7 +37,10 @@ impl fmt::Display for Identity {
         let Self { dev, ino, size, mtime, mtime_nsec } = self;
         if self.is_device() {
             let (major, minor) = (rustix::fs::major(*dev), rustix::fs::minor(*dev));
-            return write!(f, "block device {major}:{minor}, {size} bytes, {mtime} sectors written so far");
+            return write!(
+                f,
+                "block device {major}:{minor}, {size} bytes, {mtime} sectors written since boot {mtime_nsec:08x}"
+            );
         }
         write!(f, "inode {ino} on device {dev}, {size} bytes, modified {mtime}.{mtime_nsec:09}")
     }
@@ -61,7 +65,7 @@ impl Identity {
             return Ok(Self::from_stat(&stat));
         }
         let mtime = device::written(file, &stat)?;
-        Ok(Self { dev: stat.st_rdev, ino: 0, size: device::size(file)?, mtime, mtime_nsec: 0 })
+        Ok(Self { dev: stat.st_rdev, ino: 0, size: device::size(file)?, mtime, mtime_nsec: device::boot()? })
     }
 
     /// Of the file or block device that a path leads to, symbolic links followed.
