@@ -311,6 +311,9 @@ fn findings(text: &mut String, check: &CheckRow) {
         let _ = writeln!(text, "HURT: {backup}");
         hurt.iter().for_each(|hurt| lacks(text, hurt));
     }
+    if !check.hurt.is_empty() {
+        text.push_str("what is hurt is healed, also where the bytes are there again: vmkeep vault repair\n");
+    }
     for (id, why) in &check.unreadable {
         let _ = writeln!(text, "WRONG: the manifest of {id} cannot be read: {}", safe(why));
     }
