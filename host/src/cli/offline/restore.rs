@@ -26,7 +26,7 @@ use super::place::{Note, Noted, Place, begun};
 use crate::api::types::ImageFormat;
 use crate::cli::args::{Global, OfflineRestore};
 use crate::cli::make::whole;
-use crate::cli::vault::{Opened, holder, open};
+use crate::cli::vault::{Opened, holder, open, refuse_dev};
 use crate::cli::{Out, config};
 use crate::codes;
 use crate::hypervisor::{definition_changes, read_definition, rewrite_definition};
@@ -84,6 +84,7 @@ pub(super) async fn restore(global: &Global, out: &Out, args: OfflineRestore) ->
         Some(folder) => whole(folder)?,
         None => config.restore_dir.join(encode(&args.name)),
     };
+    refuse_dev(&path)?;
     let hypervisor = match &args.define {
         Some(uri) => Some(Hypervisor::connect(uri).await?),
         None => None,
