@@ -141,6 +141,16 @@ async fn what_needs_no_daemon_works_without() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_domain_without_a_backup_in_a_folder_is_not_said_to_have_none_at_all() {
+    let daemon = Daemon::start().await;
+    for args in [&["status"][..], &["domains"]] {
+        let text = out(&at(&daemon, args).await);
+        let told = text.to_lowercase().contains("in a folder") && text.contains("vmkeep vault list VAULT");
+        assert!(told && text.contains("none"), "{args:?}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_are_shown_safely_and_json_carries_them_as_they_are() {
     let daemon = Daemon::start().await;
     daemon.gates.add_permits(2);

@@ -79,7 +79,7 @@ pub(super) fn status(status: &Status) -> String {
     if status.domains.is_empty() {
         text.push_str(if libvirt.reachable { "No domains.\n" } else { "Domains are not known.\n" });
     } else {
-        let mut rows = vec![heads(&["DOMAIN", "STATE", "LAST GOOD BACKUP", ""])];
+        let mut rows = vec![heads(&["DOMAIN", "STATE", "LAST GOOD BACKUP IN A FOLDER", ""])];
         for domain in &status.domains {
             let backup = match &domain.last_backup {
                 Some(last) => format!("{} ({})", ago(last.at, now), safe(&last.id)),
@@ -93,6 +93,7 @@ pub(super) fn status(status: &Status) -> String {
             rows.push(vec![safe(&domain.name), safe(&domain.state), backup, note]);
         }
         text.push_str(&table(&rows));
+        text.push_str("Backups in vaults are not among these: vmkeep vault list VAULT\n");
     }
     text
 }
@@ -108,8 +109,10 @@ pub(super) fn domains(domains: &[DomainRow]) -> String {
         text.push_str(&format!("{}  {}{transient}\n", safe(&domain.name), safe(&domain.state)));
         text.push_str(&format!("  uuid    {}\n", safe(&domain.uuid)));
         match &domain.last_backup {
-            Some(last) => text.push_str(&format!("  backup  {} ({})\n", ago(last.at, now), safe(&last.id))),
-            None => text.push_str("  backup  none\n"),
+            Some(last) => {
+                text.push_str(&format!("  backup  {} ({}), in a folder\n", ago(last.at, now), safe(&last.id)))
+            }
+            None => text.push_str("  backup  none in a folder (of vaults: vmkeep vault list VAULT)\n"),
         }
         if let Some(job) = &domain.job {
             text.push_str(&format!("  job     {}\n", safe(job)));

@@ -1,6 +1,7 @@
 //! `vmkeep vault import`: what lies in files becomes a backup that is the same, byte for byte.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use vmkeep_host::codes;
 
-use crate::support::{C, Host, World, noise};
+use crate::support::{C, Host, Said, World, noise};
 
 const UUID: &str = "d0d0d0d0-d0d0-40d0-90d0-d0d0d0d0d0d0";
 
@@ -74,9 +75,9 @@ fn scene() -> (World, Host) {
 struct Writer(Child);
 
 impl Writer {
-    fn of(image: &Path, socket: &Path) -> Self {
+    fn of(image: &Path, socket: &Path, more: &[&str]) -> Self {
         let mut command = Command::new("qemu-nbd");
-        command.args(["--format", "qcow2", "--persistent", "--socket"]).arg(socket).arg(image);
+        command.args(more).args(["--persistent", "--socket"]).arg(socket).arg(image);
         let mut this = Self(command.stdin(Stdio::null()).spawn().unwrap());
         let end = Instant::now() + Duration::from_secs(180);
         while !socket.exists() {
@@ -134,13 +135,84 @@ fn plain_images_with_all_that_they_stand_on_come_into_a_vault_byte_for_byte() {
         host.run(&[&["import", "home"], words].concat()).must(codes::USAGE.0);
     }
     // What somebody writes to is no backup.
-    let writer = Writer::of(&folder.join("vda.qcow2"), &world.path("s"));
-    host.run(&words).told(codes::CHAIN_UNREADABLE, "vda.qcow2");
+    let writer = Writer::of(&folder.join("vda.qcow2"), &world.path("s"), &["--format", "qcow2"]);
+    host.run(&words).told(codes::IMAGE_LOCKED, "vda.qcow2");
     drop(writer);
     fs::rename(folder.join("base.qcow2"), folder.join("elsewhere")).unwrap();
     host.run(&words).told(codes::CHAIN_UNREADABLE, "qcow2");
     assert_eq!(host.json(&["list", "home"])["backups"].as_array().unwrap().len(), 2);
     assert_eq!(host.json(&["leases", "home"]), json!([]), "a lease was left");
+}
+
+#[test]
+fn an_image_that_somebody_may_write_to_is_refused_and_one_that_is_only_read_is_not() {
+    let (world, host) = scene();
+    let folder = world.path("images");
+    chain(&folder);
+    let raw = folder.join("vdb.raw");
+    fs::write(&raw, noise(5, 7 * C)).unwrap();
+    let (vda, vdb) =
+        (format!("vda=qcow2:{}", folder.join("vda.qcow2").display()), format!("vdb=raw:{}", raw.display()));
+    let words = ["import", "home", "--disk", &vda, "--disk", &vdb, "--name", "web1"];
+    // QEMU lets others read a raw image that it writes to.
+    let writer = Writer::of(&raw, &world.path("s"), &["--format", "raw"]);
+    let said = host.run(&words);
+    assert!(said.told(codes::IMAGE_LOCKED, "vdb.raw").err.contains("qemu-nbd"), "{}", said.err);
+    drop(writer);
+    // A base as well as what stands on it; and a file that is mounted, by way of a loop device.
+    let holder = fs::File::options().write(true).open(folder.join("base.qcow2")).unwrap();
+    let mut sleeper = Command::new("sleep").arg("1000").stdin(Stdio::from(holder)).spawn().unwrap();
+    let said = host.run(&words);
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(said.told(codes::IMAGE_LOCKED, "base.qcow2").err.contains("sleep"), "{}", said.err);
+    if let Some(device) = crate::one::Loop::new(&raw) {
+        let name = device.0.file_name().unwrap().to_str().unwrap().to_owned();
+        let said = host.run(&words);
+        assert!(said.told(codes::IMAGE_LOCKED, "vdb.raw").err.contains(&name), "{}", said.err);
+        // The device itself is read while nobody claims it.
+        let disk = format!("vdb=raw:{}", device.0.display());
+        let words = ["import", "home", "--disk", &disk, "--name", "web1"];
+        let exclusively = rustix::fs::OFlags::EXCL.bits().cast_signed();
+        let claim = fs::File::options().read(true).custom_flags(exclusively).open(&device.0).unwrap();
+        host.run(&words).told(codes::IMAGE_LOCKED, &name);
+        drop(claim);
+        host.run(&words).must(0);
+    }
+    // A base is shared by many, who only read it.
+    let reader =
+        Writer::of(&folder.join("base.qcow2"), &world.path("r"), &["--format", "qcow2", "--read-only"]);
+    let imported = host.json(&words);
+    drop(reader);
+    let files: Vec<PathBuf> = ["vda.qcow2", "base.qcow2"].map(|name| folder.join(name)).into();
+    assert_eq!(imported["disks"][0]["files"], json!(files), "what was read is not named");
+    assert_eq!(imported["disks"][1]["files"], json!([raw]));
+    let said = host.run(&words);
+    assert!(said.must(0).out.contains(files[1].to_str().unwrap()), "{}", said.out);
+}
+
+#[test]
+fn a_backup_without_a_definition_is_not_restored_and_the_way_to_its_files_is_named() {
+    let (world, host) = scene();
+    fs::write(world.path("vdb.raw"), noise(5, C)).unwrap();
+    let disk = format!("vdb=raw:{}", world.path("vdb.raw").display());
+    let imported = host.json(&["import", "home", "--disk", &disk, "--name", "web1"]);
+    let id = imported["backup"].as_str().unwrap();
+    let to = world.path("restored");
+    let words =
+        ["--offline", "restore", id, "--vault", "home", "--as", "copy", "--folder", to.to_str().unwrap()];
+    let said = Said::of(host.vmkeep(&[], &words).stdin(Stdio::null()).output().unwrap());
+    let way = format!("vmkeep vault export home {id}");
+    assert!(said.told(codes::CANNOT_READ_XML_FILE, id).err.contains(&way), "{}", said.err);
+    assert!(!to.exists(), "a folder was made for nothing");
+
+    let xml = world.file("web1.xml", "no definition at all", 0o600);
+    let said = host.run(&["import", "home", "--disk", &disk, "--definition", &xml]);
+    assert!(
+        said.told(codes::CANNOT_READ_XML_FILE, "definition").err.contains("virsh dumpxml"),
+        "{}",
+        said.err
+    );
 }
 
 #[test]

@@ -201,9 +201,21 @@ async fn a_folder_that_is_finished_or_somebody_elses_is_left_alone() {
     let folder = scene.world.path("restored");
     scene.said(&scene.words(&folder)).must(0);
     let before = is_whole(&folder);
+    // The same words find it done, and others are refused.
     let again = scene.said(&scene.words(&folder));
-    assert!(again.told(codes::BACKUP_EXISTS, "restored").err.contains("finished"), "{}", again.err);
+    assert!(again.must(0).out.contains("restored already"), "{}", again.out);
+    let others = scene.said(&with(&scene.words(&folder), &["--disks", "vda"]));
+    assert!(others.told(codes::BACKUP_EXISTS, "restored").err.contains("finished"), "{}", others.err);
     assert_eq!(is_whole(&folder), before);
+    // One that has lost a file since is neither.
+    fs::rename(folder.join("copy-vda.raw"), folder.join("away")).unwrap();
+    let said = scene.said(&scene.words(&folder));
+    assert!(
+        said.told(codes::BACKUP_EXISTS, "restored").err.contains("copy-vda.raw is missing"),
+        "{}",
+        said.err
+    );
+    assert!(!folder.join("copy-vda.raw").exists());
 
     let other = scene.world.path("other");
     fs::create_dir(&other).unwrap();
@@ -277,7 +289,8 @@ async fn a_restore_that_is_killed_anywhere_is_finished_by_the_same_words_and_by_
         let note = fs::read_to_string(folder.join("vmkeep-restore.unfinished"));
         if *place == "finished" {
             assert!(note.is_err());
-            scene.said(&scene.words(&folder)).told(codes::BACKUP_EXISTS, "finished");
+            let said = scene.said(&scene.words(&folder));
+            assert!(said.must(0).out.contains("restored already"), "{}", said.out);
             is_whole(&folder);
             continue;
         }

@@ -11,12 +11,16 @@ use crate::disk;
 use crate::support::{C, Host, Said, World, backup, damage, noise};
 
 /// A loop device over a file; detached when dropped.
-struct Loop(PathBuf);
+pub(crate) struct Loop(pub(crate) PathBuf);
 
 impl Loop {
     /// Only root can make one, and not everywhere: elsewhere the test says that it proves nothing, and ends.
-    fn new(file: &Path) -> Option<Self> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+    pub(crate) fn new(file: &Path) -> Option<Self> {
+        Self::of(file, &[])
+    }
+
+    fn of(file: &Path, more: &[&str]) -> Option<Self> {
+        let made = Command::new("losetup").args(more).args(["--find", "--show"]).arg(file).output();
         match made {
             Ok(made) if made.status.success() => {
                 Some(Self(String::from_utf8(made.stdout).unwrap().trim().into()))
@@ -59,6 +63,11 @@ const OVERWRITE: &str = "--overwrite-without-copy";
 async fn a_disk_goes_to_a_file_which_is_replaced_whole_or_left_as_it_is() {
     let (world, host, id) = scene().await;
     let (disk, file) = (disk(), world.path("out/vda.img"));
+    // A folder that is missing is more often not mounted than meant to be made.
+    let out = world.path("out");
+    export(&host, &id, &file, &[]).told(codes::CANNOT_WRITE_TO_BACKUP_LOCATION, out.to_str().unwrap());
+    assert!(!out.exists(), "a folder was made");
+    fs::create_dir(&out).unwrap();
     export(&host, &id, &file, &[]).must(0);
     assert!(fs::read(&file).unwrap() == disk);
     assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
@@ -154,6 +163,92 @@ async fn a_device_with_old_data_ends_byte_for_byte_as_the_disk_and_one_in_use_is
     host.run(&["repair", "home"]).must(0);
     export(&host, &id, &device.0, &[OVERWRITE]).must(0);
     assert!(device.bytes()[..disk.len()] == disk);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_among_the_devices_is_a_volume_that_is_not_active_and_no_file_is_made_there() {
+    let (world, host, id) = scene().await;
+    let name = world.path("x").parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let group = Path::new("/dev").join(format!("vmkeep-test{name}"));
+    let (volume, partition) = (group.join("web1"), Path::new("/dev").join(format!("vmkeep-test{name}p1")));
+    let up = world.path(&format!("../../../../../../..{}", volume.display()));
+    for to in [&volume, &partition, &up] {
+        for more in [&[][..], &[OVERWRITE], &["--format", "qcow2"]] {
+            let said = export(&host, &id, to, more);
+            assert!(said.told(codes::UNSAFE_PATH, "/dev/").err.contains("no such device"), "{}", said.err);
+        }
+        for more in [&[][..], &["--format", "tar"]] {
+            let words = ["export", "home", &id, "--to", to.to_str().unwrap()];
+            host.run(&[&words[..], more].concat()).told(codes::UNSAFE_PATH, "/dev/");
+        }
+        let to = to.to_str().unwrap();
+        let words = ["--offline", "restore", &id, "--vault", "home", "--as", "copy", "--folder", to];
+        let restored = host.vmkeep(&[], &words).stdin(Stdio::null()).output().unwrap();
+        Said::of(restored).told(codes::UNSAFE_PATH, "/dev/");
+        assert!(!group.exists() && !partition.exists(), "it was written into memory");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_into_the_folder_of_the_vault_that_is_read() {
+    let (world, host, id) = scene().await;
+    let pack = world.objects("home/data").remove(0);
+    let (before, objects) = (fs::read(&pack).unwrap(), world.objects("home").len());
+    let link = world.path("link");
+    std::os::unix::fs::symlink(world.path("home"), &link).unwrap();
+    for to in [&pack, &world.path("home/x"), &link.join("x")] {
+        export(&host, &id, to, &[OVERWRITE]).told(codes::UNSAFE_PATH, to.to_str().unwrap());
+        for more in [&[][..], &["--format", "tar"]] {
+            let words = ["export", "home", &id, "--to", to.to_str().unwrap()];
+            host.run(&[&words[..], more].concat()).must(codes::UNSAFE_PATH.0);
+        }
+    }
+    assert!(fs::read(&pack).unwrap() == before, "a pack was written over");
+    assert_eq!(world.objects("home").len(), objects, "something was put among its objects");
+    host.run(&["check", "home", "--read"]).must(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_another_one_shows_or_that_is_used_by_way_of_another_is_left_alone() {
+    let (world, host, id) = scene().await;
+    let old = noise(8, 80 * C);
+    fs::write(world.path("volume"), &old).unwrap();
+    let Some(lower) = Loop::new(&world.path("volume")) else { return };
+    export(&host, &id, &lower.0, &[OVERWRITE]).must(0);
+    let written = lower.bytes();
+    assert!(written[..disk().len()] == disk() && written != old);
+    let user = |path: &Path| {
+        let holder = fs::File::options().read(true).write(true).open(path).unwrap();
+        Command::new("sleep").arg("1000").stdin(Stdio::from(holder)).spawn().unwrap()
+    };
+    let refused = |target: &Path, because: &str| {
+        let said = export(&host, &id, target, &[OVERWRITE]);
+        assert!(said.told(codes::IMAGE_LOCKED, "/dev/loop").err.contains(because), "{}", said.err);
+    };
+    // The file below it is open.
+    let mut sleeper = user(&world.path("volume"));
+    refused(&lower.0, "sleep");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    // Another device shows the file, or the device itself.
+    let beside = Loop::new(&world.path("volume")).unwrap();
+    refused(&lower.0, beside.0.file_name().unwrap().to_str().unwrap());
+    drop(beside);
+    let upper = Loop::new(&lower.0).unwrap();
+    refused(&lower.0, upper.0.file_name().unwrap().to_str().unwrap());
+    // The upper one is free as long as nobody has the lower one open.
+    let mut sleeper = user(&lower.0);
+    refused(&upper.0, "sleep");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(lower.bytes() == written, "what was refused has changed something");
+    export(&host, &id, &upper.0, &[OVERWRITE]).must(0);
+    drop((upper, lower));
+    // Nothing was begun on one that lets nobody write.
+    let Some(fixed) = Loop::of(&world.path("volume"), &["--read-only"]) else { return };
+    let said = export(&host, &id, &fixed.0, &[OVERWRITE]);
+    let said = said.told(codes::CANNOT_WRITE_TO_BACKUP_LOCATION, "/dev/loop");
+    assert!(said.err.contains("read-only") && !said.err.contains("neither what it was"), "{}", said.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,12 +111,20 @@ impl FromStr for Address {
             return Err(wrong("an address has no part after #", FORMS));
         }
         match url.scheme() {
+            // A parser takes `file:backup` for `/backup`.
+            "file" if !is_whole(text) => Err(wrong("a file: address has three slashes and no host", FORMS)),
             "file" => file(&url),
             "s3" => s3(&url),
             "sftp" => sftp(&url),
             other => Err(wrong(format!("vaults are not reached by {other}://"), FORMS)),
         }
     }
+}
+
+/// Whether it is `file:///…`, as it was written.
+fn is_whole(text: &str) -> bool {
+    const BEGINS: &str = "file:///";
+    text.get(..BEGINS.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(BEGINS))
 }
 
 /// What stands between the slashes, and the path, as they were written.

@@ -77,16 +77,21 @@ pub struct Listed {
 
 /// Why a backend did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: {name}: {cause}")]
+#[error("{place}: {}{cause}", before_the_cause(.name))]
 pub struct BackendError {
     /// The backend.
     pub place: String,
-    /// The object, or the prefix of a list.
+    /// The object, or the prefix of a list; empty for the place as a whole.
     pub name: String,
     /// What kind it is.
     pub kind: BackendErrorKind,
     /// In the backend's words.
     pub cause: String,
+}
+
+/// What stands between the place and the cause; nothing if it is about the place as a whole.
+fn before_the_cause(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!("{name}: ") }
 }
 
 impl BackendError {

@@ -123,7 +123,7 @@ pub struct LibvirtStatus {
     pub fault: Option<ErrorBody>,
 }
 
-/// The last good backup of a domain.
+/// The last good backup of a domain, of those in folders; what vaults hold is not looked at.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LastBackup {
     /// The backup.
@@ -145,7 +145,7 @@ pub struct DomainRow {
     pub persistent: bool,
     /// The disks that a backup takes.
     pub disks: Vec<DiskRow>,
-    /// The last good backup.
+    /// The last good backup in a folder.
     pub last_backup: Option<LastBackup>,
     /// The job that holds it.
     pub job: Option<String>,

@@ -8,7 +8,7 @@
 //! 2. each file, proven by what is read back ([`mod@files`]);
 //! 3. the definition, beside them;
 //! 4. the domain, at a hypervisor, if one is named: its UUID tells whether that was done already;
-//! 5. the note's other name: all is done.
+//! 5. the note's other name: all is done, and the same words once more find it so.
 
 mod define;
 mod files;

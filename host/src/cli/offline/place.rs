@@ -74,6 +74,14 @@ impl Note {
     }
 }
 
+/// What a folder is found to be.
+pub(super) enum Taken {
+    /// To be worked in.
+    Ours(Place),
+    /// An equal restore is finished there.
+    Finished(Folder, Note),
+}
+
 /// A folder that this process alone works in.
 pub(super) struct Place {
     pub(super) folder: Folder,
@@ -96,14 +104,20 @@ fn name(text: &str) -> Component {
     Component::encoded(text)
 }
 
+/// The refusal of a folder in which a restore is finished.
+pub(super) fn finished(folder: &Folder, done: &Result<Note, serde_json::Error>, more: &str) -> Fault {
+    let cause = format!("{} was restored there, and is finished{more}", described(done));
+    refused(folder, cause, "Take another folder: `--folder`")
+}
+
 fn refused(folder: &Folder, cause: impl Into<String>, remedy: impl Into<String>) -> Fault {
     let path = folder.path().display().to_string();
     Fault::permanent(codes::BACKUP_EXISTS, DOING, path, cause.into()).remedy(remedy.into())
 }
 
 impl Place {
-    /// Makes the folder, or takes up one that an equal restore has left unfinished.
-    pub(super) fn take(path: &Path, wanted: Note) -> Result<Self, Fault> {
+    /// Makes the folder, or takes up one that an equal restore has left unfinished, or finished.
+    pub(super) fn take(path: &Path, wanted: Note) -> Result<Taken, Fault> {
         let placed = |error: &RootError| place_fault(error);
         let made = !path.exists();
         let folder = folder(path)?;
@@ -119,8 +133,10 @@ impl Place {
                 .remedy("Wait until it has ended, or take another folder: `--folder`"));
         }
         if let Some(done) = read(&folder, FINISHED)? {
-            let cause = format!("{} was restored there, and is finished", described(&done));
-            return Err(refused(&folder, cause, "Take another folder: `--folder`"));
+            return match done {
+                Ok(note) if wanted.is_of_the_same(&note) => Ok(Taken::Finished(folder, note)),
+                other => Err(finished(&folder, &other, "")),
+            };
         }
         if let Some(note) = read(&folder, UNFINISHED)? {
             let Ok(note) = note else {
@@ -132,7 +148,7 @@ impl Place {
                 let remedy = "Do that again to finish it, remove the folder, or take another one: `--folder`";
                 return Err(refused(&folder, cause, remedy));
             }
-            return Ok(Self { folder, note, resumed: true });
+            return Ok(Taken::Ours(Self { folder, note, resumed: true }));
         }
         let names = folder.names().map_err(|error| placed(&error))?;
         if let Some(other) = names.iter().find(|name| *name != NEW) {
@@ -143,7 +159,7 @@ impl Place {
         let text = serde_json::to_vec_pretty(&place.note)
             .map_err(|e| Fault::permanent(codes::UNDEFINED_ERROR, DOING, "", e))?;
         place.put(&name(UNFINISHED), &name(NEW), &text)?;
-        Ok(place)
+        Ok(Taken::Ours(place))
     }
 
     /// Writes a small file of the restore's own, in place of an earlier one. Durable on return.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use vmkeep_steps::hypervisor::{Definition, DomainId, DomainRef, HvError, Target};
 use vmkeep_steps::image::name::encode;
 use vmkeep_steps::image::qcow2::Format;
-use vmkeep_steps::image::root::Component;
+use vmkeep_steps::image::root::{Component, Folder};
 use vmkeep_steps::restore::from_vault::apart::{self, LARGEST_STATE, MachineState};
 use vmkeep_steps::restore::identity::{NewDisk, NewDomain};
 use vmkeep_steps::vaults::files::reading_lease;
@@ -22,11 +22,11 @@ use vmkeep_workflow::{Fault, crash};
 
 use super::define::Hypervisor;
 use super::files::{Reader, Wanted};
-use super::place::{Note, Noted, Place, begun};
+use super::place::{self, Note, Noted, Place, Taken, begun};
 use crate::api::types::ImageFormat;
 use crate::cli::args::{Global, OfflineRestore};
 use crate::cli::make::whole;
-use crate::cli::vault::{Opened, holder, open};
+use crate::cli::vault::{Opened, holder, open, refuse_dev};
 use crate::cli::{Out, config};
 use crate::codes;
 use crate::hypervisor::{definition_changes, read_definition, rewrite_definition};
@@ -43,6 +43,8 @@ pub(in crate::cli) struct Restored {
     pub(in crate::cli) uuid: String,
     /// Where all of it lies.
     pub(in crate::cli) folder: PathBuf,
+    /// Whether the same words had finished it before: then nothing was done, and no files are named.
+    pub(in crate::cli) already: bool,
     /// Its definition.
     pub(in crate::cli) definition: PathBuf,
     /// Its disks and other files.
@@ -84,6 +86,7 @@ pub(super) async fn restore(global: &Global, out: &Out, args: OfflineRestore) ->
         Some(folder) => whole(folder)?,
         None => config.restore_dir.join(encode(&args.name)),
     };
+    refuse_dev(&path)?;
     let hypervisor = match &args.define {
         Some(uri) => Some(Hypervisor::connect(uri).await?),
         None => None,
@@ -141,7 +144,15 @@ impl Work<'_> {
         };
         let label = self.opened.settings.label();
         let manifest = apart::manifest(&vault, &label, backup, self.args.unchecked).await?;
-        let definition = read_definition(&manifest.definition).map_err(unread)?;
+        let instead =
+            format!("Write it as files: `vmkeep vault export {label} {} --to FOLDER`", manifest.backup);
+        if manifest.definition.is_empty() {
+            let (object, cause) =
+                (manifest.backup.to_string(), "it has no definition, as one of plain images");
+            return Err(Fault::permanent(codes::CANNOT_READ_XML_FILE, DOING, object, cause).remedy(instead));
+        }
+        let definition = read_definition(&manifest.definition);
+        let definition = definition.map_err(|error| unread(error).remedy(instead))?;
         let disks = self.chosen(&manifest)?;
         let targets: Vec<&str> = disks.iter().map(|disk| disk.target.as_str()).collect();
         let trusted = self.args.trust_definition;
@@ -157,7 +168,11 @@ impl Work<'_> {
             let id = DomainId(begun(self.path).unwrap_or(note.uuid));
             hypervisor.refuse_taken(&DomainRef { id, name: self.args.name.clone() }).await?;
         }
-        let place = Place::take(self.path, note)?;
+        let taken = Place::take(self.path, note)?;
+        let place = match taken {
+            Taken::Ours(place) => place,
+            Taken::Finished(folder, note) => return self.finished(&folder, &note).await,
+        };
         crash::point("offline/note");
         if place.resumed && !self.out.json {
             let _ = writeln!(std::io::stderr(), "going on with what was begun in {}", shown(self.path));
@@ -210,11 +225,43 @@ impl Work<'_> {
             domain: new.domain.name,
             uuid: new.domain.id.to_string(),
             folder: self.path.to_owned(),
+            already: false,
             definition,
             files,
             defined: self.args.define.clone(),
             changes,
             notes,
+        })
+    }
+
+    /// The same words once more, after all was done: they find it so, and touch nothing.
+    async fn finished(&self, folder: &Folder, note: &Note) -> Result<Restored, Fault> {
+        let file = Component::encoded(&format!("{}.xml", self.args.name));
+        let mut missing = None;
+        for name in note.files.iter().map(|noted| &noted.file).chain([&file]) {
+            let there = folder.stat(name).map_err(|error| crate::cli::vault::export::place_fault(&error))?;
+            if there.is_none() {
+                missing = Some(format!("{name} is missing"));
+            }
+        }
+        if let Some(hypervisor) = self.hypervisor
+            && !hypervisor.has(&DomainId(note.uuid)).await?
+        {
+            missing = Some("its domain is not defined there".to_owned());
+        }
+        if let Some(missing) = missing {
+            return Err(place::finished(folder, &Ok(note.clone()), &format!("; {missing}")));
+        }
+        Ok(Restored {
+            domain: note.name.clone(),
+            uuid: note.uuid.to_string(),
+            folder: self.path.to_owned(),
+            already: true,
+            definition: folder.path_of(&file),
+            files: Vec::new(),
+            defined: self.args.define.clone(),
+            changes: Vec::new(),
+            notes: vec!["Nothing was done, and what it has become since was not looked at.".to_owned()],
         })
     }
 
@@ -373,7 +420,8 @@ fn shown(path: &Path) -> String {
 }
 
 pub(super) fn text(restored: &Restored) -> String {
-    let mut text = format!("{} ({}) is restored.\n", safe(&restored.domain), restored.uuid);
+    let how = if restored.already { "is restored already" } else { "is restored" };
+    let mut text = format!("{} ({}) {how}.\n", safe(&restored.domain), restored.uuid);
     for file in &restored.files {
         let root = file.root.get(..16).unwrap_or(&file.root);
         let before = if file.before { ", written before" } else { "" };

@@ -16,6 +16,7 @@ use serde::Serialize;
 use vmkeep_steps::image::qcow2::Format;
 use vmkeep_steps::image::root::{Component, Folder, RelPath, RootError, TargetRoot};
 use vmkeep_steps::vaults::files::{Holes, reading_lease, to_qcow2};
+use vmkeep_vault::backend::address::Address;
 use vmkeep_vault::blob::BlobType;
 use vmkeep_vault::error::VaultError;
 use vmkeep_vault::fetch::Fetcher;
@@ -28,7 +29,7 @@ use vmkeep_workflow::Fault;
 
 use super::one::{From, One};
 use super::tarball::tarball;
-use super::target::Target;
+use super::target::{Target, refuse_dev};
 use super::{Opened, holder, open};
 use crate::cli::Out;
 use crate::cli::args::{ExportFormat, Global, VaultExport};
@@ -68,6 +69,7 @@ pub(super) enum Source<'a> {
 
 pub(super) async fn export(global: &Global, out: &Out, args: &VaultExport) -> Result<(), Fault> {
     let opened = open(global, &args.vault).await?;
+    refuse_own(&opened, &whole(&args.to)?)?;
     let (all, id) = opened.backup(&args.backup).await?;
     let read = all.get(id).map(|backup| &backup.manifest);
     let manifest = match read {
@@ -94,6 +96,22 @@ pub(super) async fn export(global: &Global, out: &Out, args: &VaultExport) -> Re
         tracing::warn!(%error, "the vault was not told that nobody reads any more");
     }
     out.show(&exported?, |files| show::exported(files))
+}
+
+/// Refuses the folder of the vault that is read: what is written there may take the place of one of its objects.
+fn refuse_own(opened: &Opened, to: &Path) -> Result<(), Fault> {
+    let Address::File(vault) = &opened.settings.url else { return Ok(()) };
+    let real = to.ancestors().find_map(|above| above.canonicalize().ok());
+    let is_below = match (real, vault.canonicalize()) {
+        (Some(real), Ok(vault)) => real.starts_with(vault),
+        _ => to.starts_with(vault),
+    };
+    if !is_below {
+        return Ok(());
+    }
+    let cause = "it lies in the folder of the vault that is read";
+    Err(Fault::permanent(codes::UNSAFE_PATH, DOING, to.display().to_string(), cause)
+        .remedy("Choose a place elsewhere: nothing but the vault's own objects belongs there"))
 }
 
 /// What an export writes.
@@ -125,6 +143,7 @@ fn all_files<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Work<'a>,
     let wanted = wanted(manifest, args)?;
     if args.format == ExportFormat::Tar {
         let path = whole(&args.to)?;
+        refuse_dev(&path)?;
         if path.symlink_metadata().is_ok() {
             return Err(place_fault(&RootError::Exists { path }));
         }
@@ -184,6 +203,7 @@ fn wanted<'a>(manifest: &'a Manifest, args: &VaultExport) -> Result<Vec<Wanted<'
 
 /// The folder, made with what is missing above it.
 pub(in crate::cli) fn folder(path: &Path) -> Result<Folder, Fault> {
+    refuse_dev(path)?;
     made(path).map_err(|error| place_fault(&error))
 }
 

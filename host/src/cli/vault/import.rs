@@ -1,8 +1,11 @@
 //! `vmkeep vault import`: images and backups in folders become backups in a vault, byte for byte.
 //!
 //! QEMU reads the images ([`vmkeep_steps::vaults::read_back::open_image`]), each with what it stands on: what a guest would see
-//! is what the vault gets, in full and without a checkpoint. QEMU's own locks keep a guest from writing meanwhile, and every
-//! file of a chain is compared with itself, at the end, in its size and times; what has changed is no backup.
+//! is what the vault gets, in full and without a checkpoint. **Nobody may write to any of it meanwhile.** QEMU's own locks do
+//! not see to that: a raw image that a guest uses is opened for reading all the same, and a mount takes no such lock. So who
+//! may write to a file of a chain is looked for before it is read and again afterwards ([`mod@super::users`]; of processes of
+//! others only by root), and every file is compared with itself, at the end, in its size and times; what has changed is no
+//! backup. A device has no such times: whoever has come and gone while it was read is not found.
 //!
 //! **A backup in a folder** is read against its own hashes before anything of it is believed, and keeps its id, so it is in a
 //! vault once, however often it is imported, also after an import that was cut off. Its memory stays where it is: a vault
@@ -10,6 +13,7 @@
 //! of them; an import that is repeated is another backup, which stores what is new in it.
 
 use std::io::Write as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +36,8 @@ use vmkeep_workflow::{Fault, crash};
 
 use super::classic::classic;
 use super::plain::plain;
+use super::target::CLAIMED;
+use super::users::{Seek, claimed, user};
 use super::{Opened, holder, open};
 use crate::cli::Out;
 use crate::cli::args::{Global, VaultImport};
@@ -93,6 +99,8 @@ pub(in crate::cli) struct ImportedDisk {
     pub(in crate::cli) stored: u64,
     /// What proves its content.
     pub(in crate::cli) root: String,
+    /// Every file that it was read from, from the top down: a header may name any file of this host.
+    pub(in crate::cli) files: Vec<PathBuf>,
 }
 
 pub(super) async fn import(global: &Global, out: &Out, args: &VaultImport) -> Result<(), Fault> {
@@ -101,6 +109,9 @@ pub(super) async fn import(global: &Global, out: &Out, args: &VaultImport) -> Re
         Some(folder) => classic(folder).await?,
         None => plain(args).await?,
     };
+    for disk in &import.disks {
+        refuse_writers(&disk.chain).await?;
+    }
     let opened = open(global, &args.vault).await?;
     let imported = Box::pin(Importer { opened: &opened, args, out }.import(import)).await?;
     out.show(&imported, text)
@@ -135,8 +146,9 @@ impl Importer<'_> {
         let mut session = session.map_err(|error| self.fault(&error))?;
         let ended = Box::pin(self.write(&mut session, &import)).await;
         // After a put that failed it is not known what is there.
-        let source_failed =
-            |fault: &Fault| [codes::CHAIN_UNREADABLE, codes::SOURCE_CHANGED].contains(&fault.code);
+        let source_failed = |fault: &Fault| {
+            [codes::CHAIN_UNREADABLE, codes::SOURCE_CHANGED, codes::IMAGE_LOCKED].contains(&fault.code)
+        };
         if ended.as_ref().is_err_and(source_failed)
             && let Err(error) = session.keep().await
         {
@@ -158,6 +170,7 @@ impl Importer<'_> {
             size: disk.image.size,
             stored: disk.stored,
             root: disk.image.root.to_string(),
+            files: import.disks.iter().filter(|one| one.target == disk.target).flat_map(files_of).collect(),
         };
         Ok(Imported {
             backup: import.backup.to_string(),
@@ -272,8 +285,9 @@ impl Importer<'_> {
         let mut reader = DiskReader::new(source.clone(), None);
         let written = Box::pin(session.write_image(&mut reader, size, BlobType::Data, None)).await;
         drop(reader);
-        // While it is shown nobody else writes to it: only then is it looked at again.
-        let same = unchanged(&disk.chain);
+        // In this order: whoever is not there any more has left another time.
+        let free = refuse_writers(&disk.chain).await;
+        let same = free.and_then(|()| unchanged(&disk.chain));
         if let Some(source) = Arc::into_inner(source) {
             source.close().await;
         }
@@ -284,6 +298,34 @@ impl Importer<'_> {
             stored: written.stored,
             ..Disk::new(&disk.target, written.image, top.format.as_str())
         })
+    }
+}
+
+fn files_of(disk: &ImportDisk) -> impl Iterator<Item = PathBuf> {
+    disk.chain.iter().map(|element| element.path.clone())
+}
+
+/// Refuses a chain that somebody may write to.
+async fn refuse_writers(chain: &[Element]) -> Result<(), Fault> {
+    let paths: Vec<PathBuf> = chain.iter().map(|element| element.path.clone()).collect();
+    let looked =
+        tokio::task::spawn_blocking(move || paths.iter().try_for_each(|path| refuse_writer(path))).await;
+    looked.unwrap_or_else(|error| Err(Fault::permanent(codes::UNDEFINED_ERROR, DOING, "", error)))
+}
+
+fn refuse_writer(path: &Path) -> Result<(), Fault> {
+    // One that is gone is told of by whoever reads it.
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    let user = match meta.file_type().is_block_device() && claimed(path) {
+        true => Some(CLAIMED.to_owned()),
+        false => user(path, &meta, Seek::Writers),
+    };
+    match user {
+        None => Ok(()),
+        Some(user) => Err(Fault::permanent(codes::IMAGE_LOCKED, DOING, shown(path), user).remedy(
+            "Shut the guest down, unmount it, or end what has it open (`fuser -v PATH`); a running guest is backed up by \
+             `vmkeep snapshot`",
+        )),
     }
 }
 
@@ -340,6 +382,9 @@ fn text(imported: &Imported) -> String {
             size_of(disk.stored),
             disk.root.get(..16).unwrap_or(&disk.root)
         ));
+        for file in &disk.files {
+            text.push_str(&format!("    read from {}\n", safe(&shown(file))));
+        }
     }
     for note in &imported.notes {
         text.push_str(&format!("  {}\n", safe(note)));

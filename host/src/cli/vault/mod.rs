@@ -16,9 +16,11 @@ pub(super) mod retain;
 mod tarball;
 mod target;
 pub(super) mod tend;
+mod users;
 
 use std::path::PathBuf;
 
+pub(super) use target::refuse_dev;
 use vmkeep_vault::backups::Backups;
 use vmkeep_vault::error::VaultError;
 use vmkeep_vault::ids::BackupId;

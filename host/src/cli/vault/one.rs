@@ -26,8 +26,8 @@ use vmkeep_vault::read::{Sink, read_image};
 use vmkeep_workflow::{Fault, crash};
 
 use super::Opened;
-use super::export::{Exported, folder, not_converted, place_fault, root_error, to_qcow2_unless_given_up};
-use super::target::{Open, Target};
+use super::export::{Exported, not_converted, place_fault, root_error, to_qcow2_unless_given_up};
+use super::target::{self, Open, Target};
 use crate::cli::offline::differs;
 use crate::codes;
 
@@ -89,15 +89,17 @@ impl One<'_> {
     }
 
     async fn file(&self, from: &From<'_>, path: &Path, old: Option<&Open>) -> Result<u64, Fault> {
-        let (folder, name) = split(path)?;
+        let name = split(path)?.1;
+        let above = target::above(path)?;
+        let folder = above.folder();
         let placed = |error| place_fault(&error);
         let failed = |error: Error| place_fault(&root_error("write", path.to_owned(), error));
-        let mut aside = Aside::make(&folder)?;
+        let mut aside = Aside::make(folder)?;
         let mut sink = Holes::new(Arc::clone(&aside.file), self.image.size).map_err(failed)?;
         let written = Box::pin(self.read(from, path, &mut sink)).await?;
         aside.file.sync_all().map_err(failed)?;
         if self.format == Format::Qcow2 {
-            let converted = Aside::make(&folder)?;
+            let converted = Aside::make(folder)?;
             let (raw, to) = (folder.path_of(&aside.name), folder.path_of(&converted.name));
             let done = to_qcow2_unless_given_up(raw, to.clone()).await;
             done.map_err(|cause| not_converted(path, &cause))?;
@@ -139,13 +141,14 @@ impl One<'_> {
     }
 }
 
-/// The folder of a file, made if it is not there, and its name.
-pub(super) fn split(path: &Path) -> Result<(Folder, Component), Fault> {
-    let (Some(above), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        let path = path.display().to_string();
-        return Err(Fault::permanent(codes::UNSAFE_PATH, DOING, path, "it is not the path of a file"));
+/// The folder of a file, and its name.
+pub(super) fn split(path: &Path) -> Result<(&Path, Component), Fault> {
+    let refused = |cause| Fault::permanent(codes::UNSAFE_PATH, DOING, path.display().to_string(), cause);
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(refused("it is not the path of a file"));
     };
-    Ok((folder(above)?, Component::new(name).map_err(|error| place_fault(&error))?))
+    let name = name.to_str().ok_or_else(|| refused("its name is not UTF-8"))?;
+    Ok((above, Component::new(name).map_err(|error| place_fault(&error))?))
 }
 
 pub(super) fn read_fault(from: &From<'_>, path: &Path, error: &VaultError) -> Fault {

@@ -16,6 +16,7 @@ use crate::hypervisor::read_definition;
 
 /// No definition is longer.
 const LONGEST: u64 = 16 << 20;
+const ANOTHER: &str = "Name a definition as `virsh dumpxml --inactive` prints it";
 
 pub(super) async fn plain(args: &VaultImport) -> Result<Import, Fault> {
     let definition = match &args.definition {
@@ -31,7 +32,9 @@ pub(super) async fn plain(args: &VaultImport) -> Result<Import, Fault> {
         (args.name.clone().unwrap_or_default(), args.uuid.unwrap_or_else(uuid::Uuid::new_v4))
     } else {
         let read = read_definition(&definition);
-        let read = read.map_err(|error| error.fault(codes::CANNOT_READ_XML_FILE, DOING, "the definition"))?;
+        let read = read.map_err(|error| {
+            error.fault(codes::CANNOT_READ_XML_FILE, DOING, "the definition").remedy(ANOTHER)
+        })?;
         for image in &args.images {
             if read.disks.iter().all(|disk| disk.target.0 != image.target) {
                 let cause = "the definition has no such disk";
@@ -70,8 +73,7 @@ pub(super) async fn plain(args: &VaultImport) -> Result<Import, Fault> {
 fn definition(path: &Path) -> Result<String, Fault> {
     use std::io::Read as _;
     let unreadable = |error: std::io::Error| {
-        Fault::permanent(codes::CANNOT_READ_XML_FILE, DOING, shown(path), error)
-            .remedy("Name a definition as `virsh dumpxml --inactive` prints it")
+        Fault::permanent(codes::CANNOT_READ_XML_FILE, DOING, shown(path), error).remedy(ANOTHER)
     };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
@@ -82,7 +84,7 @@ fn definition(path: &Path) -> Result<String, Fault> {
 /// The name and the UUID that a definition says, but for what is said otherwise.
 fn identity(definition: &str, args: &VaultImport) -> Result<(String, uuid::Uuid), Fault> {
     let unread = |error: vmkeep_libvirt::xml::XmlError| {
-        Fault::permanent(codes::CANNOT_READ_XML_FILE, DOING, "the definition", error)
+        Fault::permanent(codes::CANNOT_READ_XML_FILE, DOING, "the definition", error).remedy(ANOTHER)
     };
     let parsed = vmkeep_libvirt::xml::DomainXml::parse(definition).map_err(unread)?;
     let name = match &args.name {

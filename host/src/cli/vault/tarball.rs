@@ -20,7 +20,7 @@ use vmkeep_vault::blob::BlobType;
 use vmkeep_vault::read::{Sink, read_image};
 use vmkeep_workflow::Fault;
 
-use super::export::{Exported, Source, Wanted, place_fault, root_error};
+use super::export::{Exported, Source, Wanted, folder, place_fault, root_error};
 use super::one::{Aside, From, read_fault, split};
 use crate::cli::offline::differs;
 use crate::codes;
@@ -60,7 +60,8 @@ pub(super) async fn tarball(
     path: &Path,
     taken: Timestamp,
 ) -> Result<Vec<Exported>, Fault> {
-    let (folder, name) = split(path)?;
+    let (above, name) = split(path)?;
+    let folder = folder(above)?;
     let failed = |error: Error| place_fault(&root_error("write", path.to_owned(), error));
     let aside = Aside::make(&folder)?;
     let places = lay_out(wanted.iter().map(size_of));

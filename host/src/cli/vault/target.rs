@@ -3,9 +3,13 @@
 //! What is there may be the only copy of something, so what holds anything but zeroes is refused unless somebody says that it
 //! may go. **What is in use is refused always**, and each look has a gap that another one closes: a device that is opened
 //! exclusively is not mounted, and no part of a volume, an array or a swap space; whoever merely has it open, as QEMU
-//! does, also under another name and in another mount namespace, is found in `/proc` by its number (of processes of others
-//! only by root); and QEMU's locks on images are found, and kept from being taken, by a lock of our own, which is held until
-//! the disk is proven.
+//! does, also under another name, in another mount namespace and by way of a device that overlaps with it, is found by its
+//! number ([`mod@super::users`]; of processes of others only by root); and QEMU's locks on images are found, and kept from
+//! being taken, by a lock of our own, which is held until the disk is proven.
+//!
+//! **In `/dev` there are devices and nothing else.** A name that is missing there is a volume that is not active, or a mistake;
+//! a file of that name would lie in memory, and be gone with the next start. The same holds for folders that are missing above
+//! a single disk, wherever they are: whoever names a device names no folder that is to be made.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -14,14 +18,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
+use vmkeep_steps::image::root::{RootError, TargetRoot};
 use vmkeep_steps::vaults::read_back::RawSource;
 use vmkeep_vault::write::{Extent, Source as _};
 use vmkeep_workflow::Fault;
 
+use super::export::place_fault;
+use super::users::{Number, Seek, is_read_only, user};
 use crate::codes;
-use crate::text::{bytes as size_of, safe};
+use crate::text::bytes as size_of;
 
 const DOING: &str = "write the disk";
+pub(super) const CLAIMED: &str = "it is mounted, or part of a volume, an array or a swap space";
 
 /// A place for a disk.
 pub(super) enum Target {
@@ -41,22 +49,6 @@ pub(super) struct Open {
     pub(super) size: u64,
 }
 
-/// What is the same under every name.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Number {
-    Device(u64),
-    File(u64, u64),
-}
-
-impl Number {
-    fn of(meta: &std::fs::Metadata) -> Self {
-        match meta.file_type().is_block_device() {
-            true => Self::Device(meta.rdev()),
-            false => Self::File(meta.dev(), meta.ino()),
-        }
-    }
-}
-
 fn fault(code: vmkeep_workflow::Code, path: &Path, cause: impl std::fmt::Display) -> Fault {
     Fault::permanent(code, DOING, path.display().to_string(), cause)
 }
@@ -67,6 +59,40 @@ fn in_use(path: &Path, cause: impl std::fmt::Display) -> Fault {
     fault(codes::IMAGE_LOCKED, path, cause).remedy(remedy)
 }
 
+/// Refuses a place for files where there are only devices. Blocks.
+pub(in crate::cli) fn refuse_dev(path: &Path) -> Result<(), Fault> {
+    // For people, who may keep files there knowingly.
+    const SHARED_MEMORY: &str = "/dev/shm";
+    let Some(there) = path.ancestors().find_map(|above| std::fs::canonicalize(above).ok()) else {
+        return Ok(());
+    };
+    let file_system = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
+    let (devices, root) = (file_system(Path::new("/dev")), file_system(Path::new("/")));
+    let below = there.starts_with("/dev") && !there.starts_with(SHARED_MEMORY);
+    if !below && (devices.is_none() || devices == root || file_system(&there) != devices) {
+        return Ok(());
+    }
+    let cause = "there is no such device: is the volume active?";
+    Err(fault(codes::UNSAFE_PATH, path, cause)
+        .remedy("Activate it (`lvchange -ay VG/LV`, `losetup`, `multipath`), or name a file elsewhere"))
+}
+
+/// The folder of a single disk, which must be there. Blocks.
+pub(super) fn above(path: &Path) -> Result<TargetRoot, Fault> {
+    refuse_dev(path)?;
+    let Some(above) = path.parent() else {
+        return Err(fault(codes::UNSAFE_PATH, path, "it is not the path of a file"));
+    };
+    TargetRoot::open(above).map_err(|error| match error {
+        RootError::Missing { .. } => {
+            let cause = "there is no such folder";
+            fault(codes::CANNOT_WRITE_TO_BACKUP_LOCATION, above, cause)
+                .remedy("Make the folder, or mount what is to be there")
+        }
+        error => place_fault(&error),
+    })
+}
+
 impl Target {
     /// Looks at a place and takes hold of what is there. Blocks.
     pub(super) fn open(path: &Path) -> Result<Self, Fault> {
@@ -74,6 +100,7 @@ impl Target {
         let meta = match std::fs::metadata(path) {
             Ok(meta) => meta,
             Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {
+                above(path)?;
                 return Ok(Self::New(path.to_owned()));
             }
             Err(error) => return Err(unsafe_path(&error.to_string())),
@@ -82,8 +109,15 @@ impl Target {
         if !device && (!meta.is_file() || path.is_symlink()) {
             return Err(unsafe_path("it is neither a file, nor a block device, nor free"));
         }
-        if let Some(user) = user(path, &meta) {
+        if !device {
+            refuse_dev(path)?;
+        }
+        if let Some(user) = user(path, &meta, Seek::Anybody) {
             return Err(in_use(path, user));
+        }
+        if device && is_read_only(&meta) {
+            return Err(fault(codes::CANNOT_WRITE_TO_BACKUP_LOCATION, path, "the device is read-only")
+                .remedy("See to its rights (`blockdev --setrw`), or choose another one"));
         }
         let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         if device {
@@ -93,7 +127,7 @@ impl Target {
         let file: File = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => fd.into(),
             Err(rustix::io::Errno::BUSY) => {
-                return Err(in_use(path, "it is mounted, or part of a volume, an array or a swap space"));
+                return Err(in_use(path, CLAIMED));
             }
             Err(error) => return Err(fault(codes::CANNOT_WRITE_TO_BACKUP_LOCATION, path, error)),
         };
@@ -107,7 +141,7 @@ impl Target {
             return Err(in_use(path, "another process has locked it, as QEMU does"));
         }
         // Whoever came between the first look and the lock.
-        if let Some(user) = user(path, &now) {
+        if let Some(user) = user(path, &now, Seek::Anybody) {
             return Err(in_use(path, user));
         }
         let size = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|error| cannot(&error))?;
@@ -142,42 +176,4 @@ impl Open {
         let cause = format!("it has {} and the disk has {}", size_of(self.size), size_of(length));
         Err(fault(codes::NOT_ENOUGH_DISK_SPACE, &self.path, cause).remedy("Choose a larger device"))
     }
-}
-
-/// udev looks into every device that somebody has written to, and holds none.
-const PASSING_BY: [&str; 3] = ["(udev-worker)", "systemd-udevd", "udevd"];
-
-/// Who has it open, if anybody that can be seen has.
-fn user(path: &Path, meta: &std::fs::Metadata) -> Option<String> {
-    let number = Number::of(meta);
-    let me = std::process::id();
-    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()).filter(|pid| *pid != me)
-        else {
-            continue;
-        };
-        // It may end meanwhile, and those of others are not to be seen.
-        for open in std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
-            if std::fs::metadata(open.path()).is_ok_and(|meta| Number::of(&meta) == number) {
-                let program = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                let program = program.trim();
-                if PASSING_BY.contains(&program) {
-                    break;
-                }
-                return Some(format!("process {pid} ({}) has it open", safe(program)));
-            }
-        }
-    }
-    if matches!(number, Number::Device(_)) {
-        return None;
-    }
-    let path = std::fs::canonicalize(path).ok()?;
-    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let mut loops = devices.map(|device| device.path());
-    let shows = |device: &PathBuf| {
-        let file = std::fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
-        Path::new(file.trim_end_matches('\n')) == path
-    };
-    loops.find(shows).map(|device| format!("the device {} shows it", device.display()))
 }

@@ -111,7 +111,7 @@ pub(super) async fn gc(global: &Global, out: &Out, args: &VaultGc) -> Ended {
     let collected = Box::pin(collect::collect(&opened.vault, &mut collector, Timestamp::now())).await;
     // Also after a failure: it was seen.
     let kept = opened.memory.keep_prunes(&collector.known);
-    let report = collected.map_err(|error| opened.fault("collect", &error))?;
+    let report = collected.map_err(|error| room_first(opened.fault("collect", &error)))?;
     kept?;
     out.show(&Collected::from(&report), show::collected)?;
     Ok(match report.ended {
@@ -175,8 +175,19 @@ pub(super) async fn order(opened: &Opened, id: BackupId, ask: bool) -> Result<&'
     })
 }
 
+/// What makes room needs a little itself: whoever lacks that is not sent to do the same again.
+fn room_first(fault: Fault) -> Fault {
+    if fault.code != codes::NOT_ENOUGH_DISK_SPACE {
+        return fault;
+    }
+    fault.remedy(
+        "Free some KiB there first, of something else: a prune and a collection write small notes before they delete \
+         anything. Then do it again",
+    )
+}
+
 fn unable(opened: &Opened, error: &VaultError) -> Fault {
-    let fault = opened.fault("prune", error);
+    let fault = room_first(opened.fault("prune", error));
     if fault.code == codes::VAULT_MAY_NOT {
         return fault.remedy("Prune with the full key; or ask for it with this one: --ask");
     }
@@ -428,4 +439,19 @@ async fn header(global: &Global, out: &Out, args: &VaultRepair) -> Ended {
     };
     out.show(&serde_json::json!({ "header": word }), |_| format!("{said}\n"))?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_lacks_the_room_to_make_room_is_not_sent_to_do_the_same_again() {
+        let full =
+            |code| Fault::permanent(code, "collect", "home", "no space left").remedy("prune, and collect");
+        assert!(
+            room_first(full(codes::NOT_ENOUGH_DISK_SPACE)).remedy.starts_with("Free some KiB there first")
+        );
+        assert_eq!(room_first(full(codes::VAULT_DENIED)).remedy, "prune, and collect");
+    }
 }
