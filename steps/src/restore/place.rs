@@ -8,7 +8,7 @@
 //! undo goes by the note as well ([`Known`]).
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Stat;
 use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
@@ -44,6 +44,15 @@ pub(crate) struct Place {
 pub(crate) fn aside(job: JobId, what: &str) -> Component {
     let digest = blake3::hash(what.as_bytes()).to_hex();
     Component::literal(format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16]))
+}
+
+/// The job (its short id) that was writing a file, if the path is that of one under way.
+pub(crate) fn aside_job(path: &Path) -> Option<&str> {
+    let (job, digest) = path.file_name()?.to_str()?.strip_prefix(".vmkeep-")?.split_once('-')?;
+    let hexadecimal = |text: &str, digits: usize| {
+        text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    (hexadecimal(job, 12) && hexadecimal(digest, 16)).then_some(job)
 }
 
 /// The file that a step may have given its name, as its undo knows it.

@@ -21,6 +21,23 @@ fn place(folder: &Path, own: bool) -> Place {
 }
 
 #[test]
+fn a_file_under_way_tells_its_job_and_no_other_does() {
+    let job = JobId::new();
+    let path = Path::new("/i").join(aside(job, "vda.raw").as_str());
+    assert_eq!(aside_job(&path), Some(job.short().as_str()));
+    for other in [
+        "/i/.vmkeep-doctor-4711",
+        "/i/.vmkeep-0123456789ab",
+        "/i/.vmkeep-0123456789ab-0123456789abcde",
+        "/i/.vmkeep-0123456789AB-0123456789abcdef",
+        "/i/.vmkeep-0123456789ab-0123456789abcdef.raw",
+        "/i/vmkeep-0123456789ab-0123456789abcdef",
+    ] {
+        assert_eq!(aside_job(Path::new(other)), None, "{other}");
+    }
+}
+
+#[test]
 fn rights_are_given_to_the_file_that_was_written_and_to_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let mode = Wish { mode: Some(crate::image::rights::FileMode(0o666)), ..Wish::default() };
