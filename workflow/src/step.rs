@@ -88,6 +88,9 @@ pub struct StepContext {
     pub still_running: bool,
     /// Progress and the resume token.
     pub progress: Progress,
+    /// In an undo, and in its probe: the token that the step's own attempts have left, if they have left one. What was stored
+    /// right before an effect is known here also when no output ever was.
+    pub left: Option<Value>,
 }
 
 impl StepContext {

@@ -544,3 +544,27 @@ async fn what_an_attempt_could_not_store_is_in_the_store_before_the_next_goes_on
     world.let_go_on();
     assert_eq!(engine.wait(job).await.unwrap().status, JobStatus::Succeeded);
 }
+
+/// What was stored right before an effect is all that is known of it when there never was an output.
+#[tokio::test]
+async fn an_undo_knows_what_the_attempts_of_its_step_had_stored_also_in_another_process() {
+    for cut in 4..=16 {
+        let world = World::new();
+        world.script("b1", Script::Halfway);
+        let memory = Arc::new(MemoryStore::new());
+        let tripwire = Arc::new(Tripwire::new(memory.clone(), cut, true));
+        let first = engine(tripwire.clone(), &world);
+        let job = first.request(request("web1")).await.unwrap();
+        tokio::select! {
+            _ = first.wait(job) => {}
+            () = tripwire.tripped() => {}
+        }
+        world.abandon_calls();
+        let second = engine(memory.clone(), &world);
+        second.recover().await.unwrap();
+        assert_eq!(second.wait(job).await.unwrap().status, JobStatus::RolledBack, "cut at {cut}");
+        assert_eq!(world.left("b1"), Some(json!({"offset": 7})), "cut at {cut}");
+        assert_eq!(world.left("a"), None, "cut at {cut}: it stored nothing");
+        assert_eq!(world.on(), ["close"], "cut at {cut}");
+    }
+}

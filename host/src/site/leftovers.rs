@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vmkeep_steps::hypervisor::LocalStorage;
+use vmkeep_steps::reconcile::restores::placed;
 use vmkeep_steps::reconcile::workflow::{NAME, RepairOptions};
 use vmkeep_steps::reconcile::{Leftover, Look, Owner, What};
 use vmkeep_steps::snapshot::World;
@@ -29,7 +30,7 @@ pub(crate) async fn around(
     config: &Config,
 ) -> Result<Vec<Leftover>, Fault> {
     let doing = "look for what jobs have left";
-    let look = Look {
+    let mut look = Look {
         store: store.id().to_string(),
         overlays: [&config.snapshot.overlay_dir, &config.backup.scratch_dir]
             .into_iter()
@@ -38,17 +39,20 @@ pub(crate) async fn around(
             .collect(),
         ram_disk: config.snapshot.ram_disk.clone(),
         roots: config.roots.clone(),
+        placed: Vec::new(),
     };
     let world = World { hypervisor: Arc::new(libvirt.clone()), storage: Arc::new(LocalStorage::default()) };
     // Journals last: a job that begins meanwhile would be unknown.
     let before = store.jobs(&JobFilter::default()).await.map_err(|e| e.fault(doing, ""))?;
     let unreachable =
         |e: vmkeep_steps::hypervisor::HvError| e.fault(codes::HYPERVISOR_UNREACHABLE, doing, &config.connect);
+    look.placed = placed(&**store, &before).await;
     let found = look.around(&world, &before).await.map_err(unreachable)?;
     if found.iter().all(|one| !matches!(one.owner, Owner::Unknown(_))) {
         return Ok(found);
     }
     let after = store.jobs(&JobFilter::default()).await.map_err(|e| e.fault(doing, ""))?;
+    look.placed = placed(&**store, &after).await;
     look.around(&world, &after).await.map_err(unreachable)
 }
 

@@ -267,9 +267,12 @@ fn split(inner: &str) -> Vec<&str> {
     parts
 }
 
-/// `7</path>`
+/// `7</path>`. Pipes, sockets and events are not followed, whoever has had a file under that number; but for the standard
+/// output, which is a pipe.
 fn descriptor(arg: &str) -> Option<i32> {
-    arg.split('<').next()?.parse().ok()
+    let (fd, inside) = arg.split_once('<').unwrap_or((arg, r"\x2f"));
+    let fd = fd.parse().ok()?;
+    (fd == 1 || inside.starts_with(r"\x2f")).then_some(fd)
 }
 
 /// The bytes of `\x2f\x74`.
@@ -325,6 +328,7 @@ mod tests {
 10 pwrite64(4<\x2f\x61\x2f\x62>, "\x2c\x22\x28", 3, 512 <unfinished ...>
 11 fdatasync(4<\x2f\x61\x2f\x62>)   = 0
 10 <... pwrite64 resumed>) = 2
+11 write(4<\x61\x6e\x6f\x6e>, "\x01", 1) = 1
 11 unlink("\x2f\x7a") = -1 ENOENT (No such file or directory)
 11 rename("\x2f\x61\x2f\x62", "\x2f\x61\x2f\x63") = 0
 11 +++ exited with 0 +++"#;
@@ -335,7 +339,7 @@ mod tests {
                 Call { begun: 0, ended: 0, act: open },
                 Call { begun: 2, ended: 2, act: Act::Sync { fd: 4 } },
                 Call { begun: 1, ended: 3, act: Act::Write { fd: 4, at: Some(512), data: b",\"".to_vec() } },
-                Call { begun: 5, ended: 5, act: Act::Rename { from: "/a/b".into(), to: "/a/c".into() } },
+                Call { begun: 6, ended: 6, act: Act::Rename { from: "/a/b".into(), to: "/a/c".into() } },
             ]
         );
     }

@@ -169,6 +169,45 @@ fn the_doctor_tells_what_is_left_and_whose_and_takes_away_what_nobody_can_miss()
     bed.assert_back_home();
 }
 
+/// As a restore that was given up leaves them: a file under its hidden name, and one that has got its own.
+#[test]
+fn files_that_a_restore_has_left_are_told_with_their_job_and_only_its_hidden_ones_go() {
+    let bed = Bed::boot(&small("web1"));
+    let host = &bed.host;
+    let _daemon = host.daemon();
+    let job = host.begin(&["snapshot", "web1", "--disk-only"]);
+    assert_eq!(host.settled(&job)["status"], "succeeded");
+    let short = job.rsplit('-').next().unwrap().to_owned();
+    let place = folder(host, &default_root(host).join("restored"));
+    let file = |name: String| {
+        let path = place.join(name);
+        fs::write(&path, b"half").unwrap();
+        give(host, &path);
+        path
+    };
+    let hidden = file(format!(".vmkeep-{short}-0123456789abcdef"));
+    let strangers = file(".vmkeep-0123456789ab-0123456789abcdef".to_owned());
+    let theirs = file("web1-vda.qcow2".to_owned());
+    // Beside the images, as a restore in place writes.
+    let beside = host.hypervisor.images().join(format!(".vmkeep-{short}-fedcba9876543210"));
+    fs::write(&beside, b"half").unwrap();
+    give(host, &beside);
+
+    let before = told(host);
+    for path in [&hidden, &beside] {
+        let (_, text, remedy) = about_it(&before, &["unfinished file", path.to_str().unwrap(), &short]);
+        assert!(remedy.contains("--repair"), "{text}: {remedy}");
+    }
+    let (_, _, remedy) = about_it(&before, &[strangers.to_str().unwrap(), "does not know"]);
+    assert!(!remedy.contains("--repair"), "{remedy}");
+    assert!(before.iter().all(|(_, text, _)| !text.contains("web1-vda.qcow2")), "{before:#?}");
+    host.ok(&["doctor", "--repair"]);
+    assert!(!hidden.exists() && !beside.exists());
+    assert!(strangers.exists() && theirs.exists());
+    fs::remove_dir_all(&place).unwrap();
+    bed.assert_back_home();
+}
+
 /// Whatever an unfinished job has made is its own.
 #[test]
 fn nothing_of_a_job_that_is_not_over_is_touched() {

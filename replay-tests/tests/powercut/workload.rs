@@ -28,6 +28,10 @@ pub(crate) enum Act {
     Age,
     /// It makes a backup's folder.
     Publish,
+    /// It restores the files of a backup.
+    Restore,
+    /// It makes overlays.
+    Overlay,
     /// It opens the store and writes a while, and reacts to failures as the engine does.
     Endure,
 }
@@ -65,8 +69,11 @@ fn child() {
     else {
         return;
     };
-    if act == "Publish" {
-        return crate::backups::publish_and_withdraw(Path::new(&root));
+    match act.as_str() {
+        "Publish" => return crate::backups::publish_and_withdraw(Path::new(&root)),
+        "Restore" => return crate::restores::restore(Path::new(&root)),
+        "Overlay" => return crate::overlays::make(Path::new(&root)),
+        _ => {}
     }
     let engine =
         [EngineName::Sqlite, EngineName::Sled].into_iter().find(|name| name.to_string() == engine).unwrap();

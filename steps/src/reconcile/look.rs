@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use vmkeep_workflow::{JobStatus, JobSummary};
 
+use super::restores::{self, Placed};
 use super::uses::Uses;
 use super::{Leftover, Owner, What};
 use crate::backup::forget::checkpoint_job;
@@ -26,6 +27,8 @@ pub struct Look {
     pub ram_disk: Option<PathBuf>,
     /// The roots below which backups lie.
     pub roots: Vec<PathBuf>,
+    /// The files that restores were to make which are not over, or were given up.
+    pub placed: Vec<Placed>,
 }
 
 /// All domains that can be looked at, and those that cannot, with the reason.
@@ -74,6 +77,10 @@ impl Look {
             }
         };
         found.extend(self.overlays(world, &uses, !unseen.is_empty(), jobs).await);
+        let (folders, roots) = (uses.folders().into_iter().collect(), self.roots.clone());
+        let under_way = crate::blocking::run(move || restores::under_way(folders, &roots)).await;
+        found.extend(restores::halves(under_way.unwrap_or_default(), &uses, jobs));
+        found.extend(restores::named(&self.placed, &uses, jobs));
         let (look, jobs) = (self.clone(), jobs.to_vec());
         let files = crate::blocking::run(move || look.files(&jobs)).await;
         found.extend(files.unwrap_or_default());

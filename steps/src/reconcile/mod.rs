@@ -15,11 +15,13 @@
 //! | module | what |
 //! |---|---|
 //! | [`look`] | the look at domains, folders and roots |
+//! | [`restores`] | files of restores: under way, or with their final names |
 //! | [`uses`] | who names or has open a file |
 //! | [`sweep`] | the step that takes one thing away |
 //! | [`workflow`] | the recipe `repair` |
 
 pub mod look;
+pub mod restores;
 pub mod sweep;
 pub mod uses;
 pub mod workflow;
@@ -139,6 +141,15 @@ pub enum What {
     Unpublished(PathBuf),
     /// A folder below a root whose backup was about to be deleted.
     Withdrawn(PathBuf),
+    /// A file that a restore was writing, under the job's hidden name: a copy of what a backup holds.
+    Half {
+        /// Where.
+        path: PathBuf,
+        /// Which file.
+        id: FileId,
+    },
+    /// A file with the final name of one that a restore was to make.
+    Restored(PathBuf),
     /// The note that a job works on a domain.
     Marker(DomainRef),
     /// A guest that a job has stopped or frozen.
@@ -199,6 +210,13 @@ pub enum Sweep {
     Pull(PathBuf),
     /// Remove a folder that has not become a backup, and the copies in it.
     Folder(PathBuf),
+    /// Remove a file that a restore was writing.
+    Half {
+        /// Where.
+        path: PathBuf,
+        /// Which file.
+        id: FileId,
+    },
 }
 
 impl Leftover {
@@ -218,6 +236,7 @@ impl Leftover {
             What::Scratch { path, id } => (domain, Sweep::Scratch { path: path.clone(), id: *id }),
             What::Pull { domain, path } => (domain, Sweep::Pull(path.clone())),
             What::Unpublished(path) => (domain, Sweep::Folder(path.clone())),
+            What::Half { path, id } => (domain, Sweep::Half { path: path.clone(), id: *id }),
             _ => return None,
         };
         Some((domain.clone(), *job, sweep))
@@ -239,6 +258,8 @@ impl Leftover {
             }
             What::State(path) => format!("the saved memory {}", path.display()),
             What::Unpublished(path) => format!("the folder {}, which is no backup", path.display()),
+            What::Half { path, .. } => format!("the unfinished file {} of a restore", path.display()),
+            What::Restored(path) => format!("the file {} of a restore that is not finished", path.display()),
             What::Withdrawn(path) => {
                 format!("the folder {}, whose backup was about to be deleted", path.display())
             }
@@ -294,6 +315,10 @@ impl Leftover {
             (_, What::Withdrawn(_)) => {
                 "Delete the backup again (vmkeep delete), or see what is left in it".to_owned()
             }
+            (_, What::Restored(path)) => format!(
+                "See whether the job has made it, or somebody else (qemu-img info -U {}), and remove it by hand if nobody needs it",
+                path.display()
+            ),
             (_, What::Marker(domain)) => format!(
                 "If no other vmkeep works on it: virsh metadata {} {} --remove --live --config",
                 domain.id,

@@ -14,6 +14,7 @@ use vmkeep_workflow::journal::JobFilter;
 use vmkeep_workflow::{Code, EventStore, Fault, JobId, JobSummary, Step, StepContext, Verdict};
 
 use super::look::domains;
+use super::restores::{self, Removed};
 use super::uses::{Uses, open_by};
 use super::{Owner, Sweep};
 use crate::backup::end::end;
@@ -23,6 +24,7 @@ use crate::image::root::{Component, Folder, RelPath, RootError};
 use crate::manifest::folder::{
     DEFINITION, LIVE_DEFINITION, MANIFEST, NEW, NVRAM, TPM_PREFIX, WITHDRAWN, job_of,
 };
+use crate::restore::place::aside_job;
 use crate::snapshot::disk::scratch_job;
 use crate::snapshot::safety::{Release, release};
 use crate::snapshot::{Places, World, not_looked};
@@ -107,6 +109,7 @@ impl Step for SweepLeftover {
             Sweep::Scratch { path, id } => self.scratch(&input, path, *id).await,
             Sweep::Pull(path) => self.pull(&input, path).await,
             Sweep::Folder(path) => self.folder(&input, path).await,
+            Sweep::Half { path, id } => self.half(&input, path, *id).await,
         }
     }
 
@@ -236,6 +239,30 @@ impl SweepLeftover {
         }
         Ok((whose == 0)
             .then(|| format!("no domain has {} any more, on which it stands", below.path.display())))
+    }
+
+    /// A copy of what a backup holds, which never got a name that anybody knows.
+    async fn half(&self, input: &SweepInput, path: &Path, id: FileId) -> Result<SweepOutput, Fault> {
+        let object = path.display().to_string();
+        if aside_job(path) != Some(input.of.short().as_str()) {
+            return Ok(stays("its name is not that of a file which the job was writing"));
+        }
+        let look = |e| not_looked(e, codes::CANNOT_REMOVE_FILE, DOING, &object);
+        let (seen, _) = domains(&self.world).await.map_err(look)?;
+        let uses = Uses::of(&self.world, &seen).await.map_err(look)?;
+        if let Some(user) = uses.users(path).first() {
+            return Ok(stays(format!("in use: {user}")));
+        }
+        let (places, at) = (self.places.clone(), path.to_owned());
+        let removed = crate::blocking::run(move || restores::remove(&places, &at, id)).await;
+        let removed = removed.map_err(|e| Fault::permanent(Code::UNDEFINED, DOING, &object, e))?;
+        let removed = removed
+            .map_err(|e| crate::snapshot::copy::place_fault(&e, codes::CANNOT_REMOVE_FILE, DOING, &object))?;
+        Ok(match removed {
+            Removed::Done => DONE,
+            Removed::Gone => GONE,
+            Removed::Stays(why) => stays(why),
+        })
     }
 
     async fn folder(&self, input: &SweepInput, path: &Path) -> Result<SweepOutput, Fault> {

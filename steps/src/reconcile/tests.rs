@@ -8,10 +8,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use vmkeep_workflow::{Actor, Fault, JobId, JobStatus, JobSummary, Seq, Step, Subject};
 
+use super::restores::Placed;
 use super::sweep::{Jobs, SweepInput, SweepLeftover, SweepOutput};
 use super::*;
 use crate::hypervisor::*;
 use crate::image::root::Roots;
+use crate::restore::place::aside;
 use crate::snapshot::Places;
 use crate::snapshot::disk::overlay_path;
 use crate::snapshot::tests::context;
@@ -213,6 +215,7 @@ async fn what_is_found_is_told_with_its_owner_and_only_what_is_over_is_offered()
             overlays: vec![scene.dir.path().to_owned()],
             ram_disk: Some(scene.dir.path().to_owned()),
             roots: vec![scene.dir.path().to_owned()],
+            placed: Vec::new(),
         };
         let real = overlay_path(scene.dir.path(), job(), &"vda".into());
         std::fs::write(&real, b"").unwrap();
@@ -226,4 +229,71 @@ async fn what_is_found_is_told_with_its_owner_and_only_what_is_over_is_offered()
         assert!(found.iter().all(|one| !one.remedy().is_empty()));
         assert_eq!(found.iter().filter(|one| one.sweep().is_some()).count(), offered, "{words:?}");
     }
+}
+
+#[tokio::test]
+async fn what_restores_have_left_is_told_and_only_what_bears_their_hidden_names_goes() {
+    for (status, offered) in [(JobStatus::Abandoned, 1), (JobStatus::Running, 0)] {
+        let scene = Scene::new();
+        let deep = scene.dir.path().join("images/new/place");
+        std::fs::create_dir_all(&deep).unwrap();
+        let half = deep.join(aside(job(), "vda.raw").as_str());
+        let strangers = deep.join(aside(JobId::new(), "vda.raw").as_str());
+        let named = deep.join("vdb.raw");
+        for path in [&half, &strangers, &named] {
+            std::fs::write(path, b"half").unwrap();
+        }
+        // A link of that name is nobody's file, and leads to no other.
+        std::os::unix::fs::symlink(&named, deep.join(aside(job(), "vdc.raw").as_str())).unwrap();
+        let look = Look {
+            store: STORE.to_owned(),
+            roots: vec![scene.dir.path().to_owned()],
+            placed: vec![
+                Placed { job: job().to_string(), path: named.clone() },
+                Placed { job: job().to_string(), path: deep.join("never.raw") },
+            ],
+            ..Look::default()
+        };
+        let found = look.around(&scene.fake.world(), &[summary(status)]).await.unwrap();
+        let of = |path: &Path| {
+            let about = |one: &&Leftover| match &one.what {
+                What::Half { path: at, .. } | What::Restored(at) => at == path,
+                _ => false,
+            };
+            found.iter().find(about).unwrap_or_else(|| panic!("{} is not told of", path.display()))
+        };
+        assert!(of(&half).words().contains(&job().short()));
+        assert!(matches!(of(&strangers).owner, Owner::Unknown(_)));
+        assert!(of(&strangers).sweep().is_none() && of(&named).sweep().is_none());
+        assert_eq!(of(&half).sweep().is_some(), status.ended());
+        let restores = |one: &&Leftover| matches!(one.what, What::Half { .. } | What::Restored(_));
+        assert_eq!(found.iter().filter(restores).count(), 3, "{found:?}");
+        assert_eq!(found.iter().filter(restores).filter(|one| one.sweep().is_some()).count(), offered);
+    }
+}
+
+#[tokio::test]
+async fn a_file_under_way_goes_only_if_it_is_that_file_of_that_job_and_nobody_has_it_open() {
+    let scene = Scene::new();
+    let path = scene.dir.path().join(aside(job(), "vda.raw").as_str());
+    let id = |path: &Path| FileId::of(&path.symlink_metadata().unwrap());
+    std::fs::write(&path, b"half").unwrap();
+    let sweep = Sweep::Half { path: path.clone(), id: id(&path) };
+    *scene.jobs.0.lock().unwrap() = JobStatus::Running;
+    assert!(scene.sweep(sweep.clone()).await.stays.is_some(), "its job goes on");
+    *scene.jobs.0.lock().unwrap() = JobStatus::Abandoned;
+
+    let open = std::fs::File::open(&path).unwrap();
+    let output = scene.sweep(sweep.clone()).await;
+    assert!(output.stays.is_some_and(|why| why.contains("has it open")));
+    drop(open);
+    let other = scene.dir.path().join("vda.raw");
+    std::fs::write(&other, b"mine").unwrap();
+    assert!(scene.sweep(Sweep::Half { path: other.clone(), id: id(&other) }).await.stays.is_some());
+    let foreign = FileId { ino: id(&path).ino + 1, ..id(&path) };
+    assert!(!scene.sweep(Sweep::Half { path: path.clone(), id: foreign }).await.done);
+    assert!(path.exists() && other.exists());
+    assert!(scene.sweep(sweep.clone()).await.done);
+    assert!(!path.exists() && other.exists());
+    assert_eq!(scene.sweep(sweep).await, SweepOutput { done: false, stays: None }, "it is gone already");
 }

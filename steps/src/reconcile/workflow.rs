@@ -89,6 +89,7 @@ impl Workflow for Repair {
                     ("pull", format!("end the backup job of job {} on {}", of.short(), domain.name))
                 }
                 Sweep::Folder(path) => ("folder", format!("remove {}", path.display())),
+                Sweep::Half { path, .. } => ("half", format!("remove {}", path.display())),
             };
             let input = SweepInput { domain: domain.clone(), store: self.store.clone(), of, sweep };
             let spec = step::<SweepLeftover>(format!("{name}/{count}"), title, &input)?.probing(PATIENT_LOOK);

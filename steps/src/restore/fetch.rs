@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use vmkeep_workflow::progress::Progress;
 use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
 
-use super::place::Place;
+use super::place::{Known, Place};
 use crate::codes;
 use crate::image::chain::Neighbour;
 use crate::image::copy::{
@@ -126,7 +126,7 @@ impl Fetch {
         let resume = if matches!(resume, Stage::Copying(_)) { resume } else { saved };
         let restored = self.copy(&folder, &aside, resume, watch)?;
         watch.save(&Stage::Placing(restored.clone()))?;
-        self.place.put(&folder, &aside)?;
+        self.place.put(&folder, &aside, &restored.identity)?;
         Ok(restored)
     }
 
@@ -300,9 +300,12 @@ impl Fetch {
 
     /// Removes what this job made, and only that.
     pub(super) async fn undo(self, cx: &StepContext, output: Option<Restored>) -> Result<(), Fault> {
-        self.place
-            .undo(cx, output.map(|restored| restored.identity), |place, job| vec![place.aside(job)])
-            .await
+        let known = match (output, Stage::parse(cx.left.as_ref())) {
+            (Some(restored), _) => Some(Known::Output(restored.identity)),
+            (None, Stage::Placing(restored)) => Some(Known::Noted(restored.identity)),
+            (None, Stage::Nothing | Stage::Copying(_)) => None,
+        };
+        self.place.undo(cx, known, |place, job| vec![place.aside(job)]).await
     }
 }
 

@@ -3,9 +3,12 @@
 //! What bears a name that holds the job's id is this job's, and may be written anew or removed. Under its own name a file is
 //! told from one that somebody else put there by what was noted of it before the renaming: device and inode. Nothing is ever
 //! overwritten, and nothing is removed that is not known to be ours.
+//!
+//! The note is there before the name, the output of the step only after it: an attempt may end in between, and fail. So the
+//! undo goes by the note as well ([`Known`]).
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Stat;
 use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
@@ -41,6 +44,34 @@ pub(crate) struct Place {
 pub(crate) fn aside(job: JobId, what: &str) -> Component {
     let digest = blake3::hash(what.as_bytes()).to_hex();
     Component::literal(format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16]))
+}
+
+/// The job (its short id) that was writing a file, if the path is that of one under way.
+pub(crate) fn aside_job(path: &Path) -> Option<&str> {
+    let (job, digest) = path.file_name()?.to_str()?.strip_prefix(".vmkeep-")?.split_once('-')?;
+    let hexadecimal = |text: &str, digits: usize| {
+        text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    (hexadecimal(job, 12) && hexadecimal(digest, 16)).then_some(job)
+}
+
+/// The file that a step may have given its name, as its undo knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Known {
+    /// By the step's output: it was used since, and may have been written to.
+    Output(Identity),
+    /// By the note from before it got its name: nobody has used it, so it has its size and times still. An inode alone proves
+    /// little: it may have been given to another file since.
+    Noted(Identity),
+}
+
+impl Known {
+    fn is(&self, stat: Option<&Stat>) -> bool {
+        match self {
+            Self::Output(identity) => same(stat, identity),
+            Self::Noted(identity) => stat.is_some_and(|stat| Identity::from_stat(stat) == *identity),
+        }
+    }
 }
 
 fn same(stat: Option<&Stat>, identity: &Identity) -> bool {
@@ -91,13 +122,13 @@ impl Place {
         if let Some(name) = &self.name
             && self.is(folder, name, identity)?
         {
-            folder.sync().map_err(|e| self.fault(&e))?;
+            self.keep(folder)?;
             return Ok(true);
         }
         if !self.is(folder, aside, identity)? {
             return Ok(false);
         }
-        self.put(folder, aside)?;
+        self.put(folder, aside, identity)?;
         Ok(true)
     }
 
@@ -149,8 +180,13 @@ impl Place {
         })
     }
 
+    /// Makes its name durable. The name is there in any case, so a failure leaves the effect in doubt.
+    fn keep(&self, folder: &Folder) -> Result<(), Fault> {
+        folder.sync().map_err(|e| self.fault(&e).class(Class::Transient).in_doubt())
+    }
+
     /// Gives it its name, replacing nothing.
-    pub(crate) fn put(&self, folder: &Folder, aside: &Component) -> Result<(), Fault> {
+    pub(crate) fn put(&self, folder: &Folder, aside: &Component, identity: &Identity) -> Result<(), Fault> {
         if let Some(name) = &self.name {
             // Beside the old image of a domain that exists, or for a domain that does not exist yet.
             let code = match self.own {
@@ -161,11 +197,16 @@ impl Place {
                 |e: &RootError| place_fault(e, code, "give the restored image its name", &self.object());
             match folder.rename(aside, name) {
                 Ok(()) => {}
-                Err(RootError::Exists { .. }) => return Err(self.taken()),
+                // A network file system may ask its server twice, and hear of what the first time has done.
+                Err(RootError::Exists { .. }) => match self.is(folder, name, identity) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(self.taken()),
+                    Err(unseen) => return Err(unseen.class(Class::Transient).in_doubt()),
+                },
                 Err(e) => return Err(unnamed(&e).class(Class::Transient).in_doubt()),
             }
         }
-        folder.sync().map_err(|e| self.fault(&e).class(Class::Transient).in_doubt())
+        self.keep(folder)
     }
 
     /// Opens the folder for a probe: `None` says that it is not there.
@@ -196,7 +237,7 @@ impl Place {
     }
 
     /// Removes what this job made, and only that: what bears its names, and the file itself if it is the one that is known.
-    pub(crate) fn remove(&self, asides: &[Component], known: Option<&Identity>) -> Result<(), Fault> {
+    pub(crate) fn remove(&self, asides: &[Component], known: Option<&Known>) -> Result<(), Fault> {
         let removed = || -> Result<(), RootError> {
             let folder = match self.places.open(&self.folder, self.own) {
                 Err(RootError::Missing { .. }) => return Ok(()),
@@ -206,7 +247,7 @@ impl Place {
                 folder.remove_file(aside)?;
             }
             if let (Some(name), Some(known)) = (&self.name, known)
-                && same(folder.stat(name)?.as_ref(), known)
+                && known.is(folder.stat(name)?.as_ref())
             {
                 folder.remove_file(name)?;
             }
@@ -221,7 +262,7 @@ impl Place {
     pub(crate) async fn undo(
         self,
         cx: &StepContext,
-        known: Option<Identity>,
+        known: Option<Known>,
         asides: impl FnOnce(&Self, JobId) -> Vec<Component> + Send + 'static,
     ) -> Result<(), Fault> {
         let (job, object) = (cx.job, self.object());

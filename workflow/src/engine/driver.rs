@@ -435,7 +435,12 @@ impl Driver {
         stop: CancellationToken,
     ) -> Option<StepContext> {
         let key = (step.clone(), phase);
-        let token = self.tokens.get(&crate::progress::row_name(step, phase)).cloned();
+        let token = |of| self.tokens.get(&crate::progress::row_name(step, of)).cloned();
+        let left = match phase {
+            Phase::Forward => None,
+            Phase::Undo => token(Phase::Forward).map(|token| token.value),
+        };
+        let token = token(phase);
         let resume = self.resume(step, phase);
         Some(StepContext {
             job: self.job,
@@ -450,6 +455,7 @@ impl Driver {
             started_in: self.started_in.get(&key).cloned().unwrap_or_default(),
             still_running: false,
             progress: Progress::new(self.shared.store.clone(), self.job, step, phase, attempt, token),
+            left,
         })
     }
 

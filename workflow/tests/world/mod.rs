@@ -30,6 +30,8 @@ pub enum Script {
     Resumable,
     /// Saves a token; with one, says so and waits to be let go on.
     Careful,
+    /// Saves a token, throws the switch, and fails for good as if it had not; nor does a probe see it.
+    Halfway,
 }
 
 /// Holds up whoever throws its switch first.
@@ -53,6 +55,8 @@ struct Inner {
     scripts: HashMap<String, Script>,
     gates: HashMap<String, Arc<Gate>>,
     resumed_from: Option<Value>,
+    /// What undos were told of the attempts before them.
+    left: HashMap<String, Option<Value>>,
     /// Calls of an engine that is gone must not change the world any more.
     generation: u64,
 }
@@ -83,6 +87,9 @@ impl World {
     }
     pub fn let_go_on(&self) {
         self.2.notify_one();
+    }
+    pub fn left(&self, switch: &str) -> Option<Value> {
+        self.0.lock().unwrap().left.get(switch).cloned().flatten()
     }
     pub fn resumed_from(&self) -> Option<Value> {
         self.0.lock().unwrap().resumed_from.clone()
@@ -145,14 +152,22 @@ impl Step for Switch {
                 }
                 None => cx.progress.save(&json!({"offset": 7})).await?,
             },
+            Script::Halfway => {
+                cx.progress.save(&json!({"offset": 7})).await?;
+                self.set(&name, true);
+                return Err(Fault::permanent(Code(9), "throw the switch", name, "it is rusty"));
+            }
         }
         self.set(&name, true);
         Ok(name)
     }
 
     async fn probe(&self, cx: &StepContext, name: String) -> Verdict<String> {
-        if self.world.0.lock().unwrap().on.contains(&name) {
-            return Verdict::Done(name);
+        {
+            let inner = self.world.0.lock().unwrap();
+            if inner.on.contains(&name) && inner.scripts.get(&name) != Some(&Script::Halfway) {
+                return Verdict::Done(name);
+            }
         }
         match cx.progress.saved() {
             Some(token) => Verdict::Partial(token),
@@ -160,7 +175,8 @@ impl Step for Switch {
         }
     }
 
-    async fn undo(&self, _: &StepContext, name: String, _: Option<String>) -> Result<(), Fault> {
+    async fn undo(&self, cx: &StepContext, name: String, _: Option<String>) -> Result<(), Fault> {
+        self.world.0.lock().unwrap().left.insert(name.clone(), cx.left.clone());
         self.set(&name, false);
         Ok(())
     }

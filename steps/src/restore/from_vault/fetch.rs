@@ -35,7 +35,7 @@ use crate::image::copy::{Identity, Throttle};
 use crate::image::qcow2::Format;
 use crate::image::qemu_img::{QemuImgError, RunError};
 use crate::image::root::{Component, Folder};
-use crate::restore::place::{Place, aside};
+use crate::restore::place::{Known, Place, aside};
 use crate::vaults::fault;
 use crate::vaults::files::{Holes, NotConverted, to_qcow2};
 
@@ -355,7 +355,12 @@ impl Fetch {
             let Asides { raw, last } = Asides::of(place, format, job);
             vec![raw, last]
         };
-        self.place.undo(cx, output.map(|fetched| fetched.identity), asides).await
+        let known = match (output, Stage::parse(cx.left.as_ref())) {
+            (Some(fetched), _) => Some(Known::Output(fetched.identity)),
+            (None, Stage::Placing(fetched)) => Some(Known::Noted(fetched.identity)),
+            (None, Stage::Nothing | Stage::Whole(_)) => None,
+        };
+        self.place.undo(cx, known, asides).await
     }
 }
 

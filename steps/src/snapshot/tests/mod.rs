@@ -40,5 +40,6 @@ pub(crate) fn context(attempt: u32) -> StepContext {
         started_in: Arc::default(),
         still_running: false,
         progress: Progress::detached(),
+        left: None,
     }
 }

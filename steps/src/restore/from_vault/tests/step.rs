@@ -64,6 +64,7 @@ impl Bench {
             started_in: Arc::new(BTreeMap::new()),
             still_running: false,
             progress: Progress::detached(),
+            left: None,
         };
         Self { host, input, cx }
     }
@@ -84,8 +85,11 @@ impl Bench {
         self.step().probe(&self.cx, self.input.clone()).await
     }
 
+    /// As the engine does it: with what the attempts have left.
     async fn undo(&self, output: Option<fetch::Fetched>) {
-        self.step().undo(&self.cx, self.input.clone(), output).await.unwrap();
+        let left = self.cx.progress.saved();
+        let cx = StepContext { phase: Phase::Undo, left, progress: Progress::detached(), ..self.cx.clone() };
+        self.step().undo(&cx, self.input.clone(), output).await.unwrap();
     }
 
     fn path(&self) -> PathBuf {
@@ -156,6 +160,12 @@ async fn a_fetch_that_is_cut_off_between_any_two_durable_acts_goes_on_to_a_whole
         for name in [NAME, &last] {
             std::fs::write(bench.aside(name), "half").unwrap();
         }
+        bench.undo(None).await;
+        assert_eq!(bench.names(), Vec::<String>::new());
+
+        // It has its name, and there never was an output.
+        let bench = Bench::new(format).await;
+        bench.run().await.unwrap();
         bench.undo(None).await;
         assert_eq!(bench.names(), Vec::<String>::new());
     }
