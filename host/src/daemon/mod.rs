@@ -19,6 +19,7 @@ pub mod args;
 mod full;
 pub mod logs;
 pub mod notify;
+mod orphans;
 mod reboot;
 mod safety;
 mod waits;
@@ -138,6 +139,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         engine: engine.clone(),
         freeze,
     }));
+    let orphans = orphans::Orphans::new(world.clone(), store.clone());
     let watching = tokio::spawn(watch::watch(watch::Watched {
         libvirt,
         world,
@@ -146,6 +148,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         facts,
         phase: phase.clone(),
         config: settings,
+        orphans,
     }));
     let signal = ending().await;
     tracing::info!(signal, "vmkeepd ends: jobs are taken to a safe place; a second signal ends it at once");

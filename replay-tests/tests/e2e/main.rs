@@ -26,6 +26,7 @@ mod kinds;
 mod leftovers;
 mod libvirtd_killed;
 mod live;
+mod lost_journal;
 mod manifest;
 mod memory;
 mod names;
