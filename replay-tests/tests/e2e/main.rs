@@ -17,6 +17,7 @@ mod domains;
 mod faults;
 mod histories;
 mod holds;
+mod host_ends;
 mod in_place;
 mod in_place_killed;
 mod intruders;
