@@ -10,7 +10,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use vmkeep_steps::backup::bound::GaveWay;
 use vmkeep_steps::backup::commit::{CommitBackup, CommitOutput};
+use vmkeep_steps::backup::forget::{ForgetCheckpoints, ForgetOutput};
 use vmkeep_steps::deletion::read_again::{ReadAgain, Reread};
 use vmkeep_steps::deletion::remove::{RemoveBackups, Removed};
 use vmkeep_steps::hypervisor::RunState;
@@ -93,10 +95,30 @@ fn told(kind: &StepKind, output: &Value) -> Vec<String> {
         let short = JobId::from(read.backup.0).short();
         return vec![format!("Backup {short} was read again and is whole: {}", bytes(read.bytes))];
     }
+    if *kind == ForgetCheckpoints::KIND {
+        return read::<ForgetOutput>(output).map(|forgot| gave_way(&forgot)).unwrap_or_default();
+    }
     if *kind == RemoveBackups::KIND {
         return read::<Removed>(output).map(|removed| deleted(&removed)).unwrap_or_default();
     }
     one(kind, output).into_iter().collect()
+}
+
+/// Which vaults a bound on checkpoints has cost some.
+fn gave_way(forgot: &ForgetOutput) -> Vec<String> {
+    let line = |vault: &GaveWay| {
+        let which = vault.name.clone().unwrap_or_else(|| format!("whose id begins with {}", vault.vault));
+        let count = vault.checkpoints.len();
+        let lost = format!(
+            "The domain has no room for more checkpoints (backup.checkpoints): {count} of the vault {which} went",
+        );
+        if vault.in_full {
+            format!("{lost}; the next backup into it reads all disks in full")
+        } else {
+            format!("{lost}; the next differential backup into it may read disks in full")
+        }
+    };
+    forgot.gave_way.iter().map(line).collect()
 }
 
 /// What a deletion came to.

@@ -76,6 +76,8 @@ pub struct FileBackup {
     pub scratch_dir: Option<PathBuf>,
     /// After so many days a disk is read whole again.
     pub full_every_days: Option<u32>,
+    /// So many checkpoints of ours a domain keeps.
+    pub checkpoints: Option<u32>,
 }
 
 /// Where backups and restored images may be put.
@@ -301,6 +303,15 @@ fn backup(
                 ));
             }
             days => days.unwrap_or(super::BackupDefaults::default().full_every_days),
+        },
+        checkpoints: match file.checkpoints {
+            Some(0) => {
+                return Err(impossible(
+                    "backup.checkpoints",
+                    "no backup could begin with what the last has read",
+                ));
+            }
+            most => most.unwrap_or(super::BackupDefaults::default().checkpoints),
         },
     })
 }

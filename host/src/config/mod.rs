@@ -125,11 +125,13 @@ pub struct BackupDefaults {
     pub scratch_dir: Option<PathBuf>,
     /// After so many days a disk is read whole again, whatever bitmaps say.
     pub full_every_days: u32,
+    /// So many checkpoints of ours a domain keeps over all vaults; at least one.
+    pub checkpoints: u32,
 }
 
 impl Default for BackupDefaults {
     fn default() -> Self {
-        Self { vault: None, scratch_dir: None, full_every_days: 35 }
+        Self { vault: None, scratch_dir: None, full_every_days: 35, checkpoints: 4 }
     }
 }
 

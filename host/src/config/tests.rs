@@ -197,6 +197,7 @@ fn the_documented_configuration_is_understood_and_names_every_key() {
         "vault",
         "scratch_dir",
         "full_every_days",
+        "checkpoints",
         "owner",
         "group",
         "mode",

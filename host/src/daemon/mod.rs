@@ -17,8 +17,10 @@
 
 pub mod args;
 mod full;
+mod going_down;
 pub mod logs;
 pub mod notify;
+mod orphans;
 mod reboot;
 mod safety;
 mod waits;
@@ -138,6 +140,8 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         engine: engine.clone(),
         freeze,
     }));
+    let orphans = orphans::Orphans::new(world.clone(), store.clone());
+    let ending_world = world.clone();
     let watching = tokio::spawn(watch::watch(watch::Watched {
         libvirt,
         world,
@@ -146,6 +150,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         facts,
         phase: phase.clone(),
         config: settings,
+        orphans,
     }));
     let signal = ending().await;
     tracing::info!(signal, "vmkeepd ends: jobs are taken to a safe place; a second signal ends it at once");
@@ -154,8 +159,20 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     watching.abort();
     waiting.abort();
     pruning.abort();
+    let in_order = async {
+        let for_good = going_down::is_it().await;
+        if for_good {
+            // Before the jobs, so that their journals can tell.
+            going_down::end_pulls(&ending_world, &engine).await;
+        }
+        engine.shutdown().await;
+        if for_good {
+            // One that was being begun.
+            going_down::end_pulls(&ending_world, &engine).await;
+        }
+    };
     tokio::select! {
-        () = engine.shutdown() => tracing::info!("every job is at a safe place"),
+        () = in_order => tracing::info!("every job is at a safe place"),
         signal = ending() => tracing::warn!(signal, "vmkeepd ends at once; the next start takes the jobs over"),
     }
     // Jobs on their way to a safe place still need it.

@@ -7,10 +7,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch as channel;
 use vmkeep_libvirt::Event;
 use vmkeep_libvirt::event::Lifecycle;
-use vmkeep_steps::hypervisor::{DomainRef, Hypervisor};
+use vmkeep_steps::hypervisor::{DomainId, DomainRef, Hypervisor};
 use vmkeep_steps::snapshot::World;
 use vmkeep_workflow::{Engine, Fault, JobId};
 
+use super::orphans::Orphans;
 use super::reboot;
 use super::safety::{self, Freed};
 use crate::api::types::DaemonPhase;
@@ -32,6 +33,7 @@ pub(super) struct Watched {
     pub(super) facts: Facts,
     pub(super) phase: Arc<channel::Sender<DaemonPhase>>,
     pub(super) config: Config,
+    pub(super) orphans: Orphans,
 }
 
 /// Brings the daemon up as soon as libvirt answers, and then sees to the guests at every reconnection.
@@ -51,6 +53,11 @@ pub(super) async fn watch(watched: Watched) {
             Ok(Event::Connected { generation, .. }) if generation > 1 => {
                 watched.reconnected(generation).await
             }
+            Ok(
+                Event::IoError { domain, .. } | Event::Lifecycle { domain, what: Lifecycle::Suspended, .. },
+            ) if watched.engine.holder(&domain.uuid.to_string()).is_none() => {
+                watched.orphans.free_one(DomainRef { id: DomainId(domain.uuid), name: domain.name });
+            }
             Ok(Event::Lifecycle { what: Lifecycle::Started | Lifecycle::Stopped, .. }) => {
                 watched.facts.refresh(&watched.libvirt, &watched.engine).await;
             }
@@ -66,6 +73,7 @@ impl Watched {
     async fn bring_up(&self) {
         self.phase.send_replace(DaemonPhase::Recovering);
         // Nothing comes before the guests.
+        self.orphans.free();
         let freed = self.set_free().await;
         self.learn_versions();
         self.facts.refresh(&self.libvirt, &self.engine).await;
@@ -105,6 +113,7 @@ impl Watched {
 
     async fn reconnected(&self, generation: u64) {
         tracing::info!(generation, "libvirt is back");
+        self.orphans.free();
         let freed = self.set_free().await;
         self.learn_versions();
         self.facts.refresh(&self.libvirt, &self.engine).await;
@@ -114,12 +123,17 @@ impl Watched {
         self.reconcile();
     }
 
-    /// Compares the journals with the world. What is a job's that goes on is settled by that job; the rest is told.
+    /// Compares the journals with the world. What is a job's that goes on is settled by that job; the rest is told, and guests
+    /// with a pull of nobody's are looked after.
     fn reconcile(&self) {
         let (libvirt, engine, config) = (self.libvirt.clone(), self.engine.clone(), self.config.clone());
+        let orphans = self.orphans.clone();
         tokio::spawn(async move {
             match leftovers::around(&libvirt, engine.store(), &config).await {
-                Ok(found) => leftovers::tell(&found),
+                Ok(found) => {
+                    leftovers::tell(&found);
+                    orphans.guard(&found);
+                }
                 Err(fault) => tracing::warn!(%fault, "what jobs have left is not known"),
             }
         });

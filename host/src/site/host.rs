@@ -24,7 +24,8 @@ use vmkeep_workflow::{Actor, Engine, EventStore, Fault, Registry, Subject};
 
 use super::backups::Backup;
 use super::{
-    OpenRoots, Order, Site, backups, deletions, domains, exchange, from_vault, leftovers, orders, patience,
+    OpenRoots, Order, Site, backups, checkpoints, deletions, domains, exchange, from_vault, leftovers,
+    orders, patience,
 };
 use crate::api::types::{
     BackupDetail, BackupRequest, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, ErrorBody,
@@ -62,6 +63,7 @@ pub fn registry(
         overlay_dir: config.snapshot.overlay_dir.clone(),
         merge_bandwidth: config.limits.merge_bandwidth,
         full_every_days: config.backup.full_every_days,
+        checkpoints: config.backup.checkpoints,
         ..BackupSettings::new(store.id().to_string(), tool)
     };
     let watch_ms = u64::try_from(config.limits.watch.as_millis()).unwrap_or(u64::MAX);
@@ -365,6 +367,8 @@ impl Site for Host {
             Ok(found) => leftovers::findings(&found),
             Err(fault) => vec![leftovers::unknown(&fault)],
         });
+        let keep = self.config.backup.checkpoints;
+        findings.extend(checkpoints::findings(&self.libvirt, &self.vaults, keep).await);
         findings
     }
 

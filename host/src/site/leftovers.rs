@@ -48,7 +48,8 @@ pub(crate) async fn around(
         |e: vmkeep_steps::hypervisor::HvError| e.fault(codes::HYPERVISOR_UNREACHABLE, doing, &config.connect);
     look.placed = placed(&**store, &before).await;
     let found = look.around(&world, &before).await.map_err(unreachable)?;
-    if found.iter().all(|one| !matches!(one.owner, Owner::Unknown(_))) {
+    let unknown = |owner: &Owner| matches!(owner, Owner::Unknown(_) | Owner::Lost { .. });
+    if !found.iter().any(|one| unknown(&one.owner)) {
         return Ok(found);
     }
     let after = store.jobs(&JobFilter::default()).await.map_err(|e| e.fault(doing, ""))?;
@@ -61,6 +62,9 @@ fn grade(one: &Leftover) -> Grade {
     match (&one.owner, &one.what) {
         (_, What::Unseen { .. }) => Grade::Warning,
         (Owner::Open(_) | Owner::NotOurs, _) => Grade::Note,
+        // It may be the parent of the next backup, or goes with it.
+        (Owner::Unknown(_), What::Checkpoint { .. }) => Grade::Note,
+        (Owner::Elsewhere { .. }, What::Pull { .. }) => Grade::Warning,
         (_, What::OnOverlay { .. } | What::Held(_) | What::Pull { .. }) => Grade::Bad,
         _ => Grade::Warning,
     }

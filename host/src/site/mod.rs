@@ -3,6 +3,7 @@
 //! A trait, so that the API can be proven over a real socket with a host of its own making.
 
 mod backups;
+mod checkpoints;
 mod deletions;
 mod domains;
 mod exchange;

@@ -75,4 +75,20 @@ impl Vaults for HostVaults {
             host: holder("").host,
         })
     }
+
+    /// By what was learnt of each when it was opened. Two may begin alike: then it is not known which is meant.
+    async fn known_as(&self, beginning: &str) -> Option<String> {
+        let (settings, state_dir) = (self.settings.clone(), self.state_dir.clone());
+        let wanted = beginning.to_owned();
+        let found = tokio::task::spawn_blocking(move || {
+            let is_it = |settings: &VaultSettings| match Memory::of(settings, &state_dir).load() {
+                Ok(Some(known)) => known.id.to_string().starts_with(&wanted),
+                _ => false,
+            };
+            let named = settings.iter().filter(|(_, settings)| is_it(settings));
+            named.map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+        });
+        let mut found = found.await.unwrap_or_default();
+        if found.len() == 1 { found.pop() } else { None }
+    }
 }

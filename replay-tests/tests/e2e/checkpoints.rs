@@ -5,8 +5,8 @@ use std::path::Path;
 use replay_tests::testbed::{DiskSpec, Guest, MIB};
 use serde_json::Value;
 
-use crate::support::bed::{Bed, backup_of, image, in_the_middle, large};
-use crate::support::{disks, run, until};
+use crate::support::bed::{Bed, backup_of, configure, folder, image, in_the_middle, large, small};
+use crate::support::{Host, disks, run, until};
 
 /// What an incremental backup since the checkpoint holds, in ranges of bytes.
 fn since(bed: &Bed, checkpoint: &str, disk: &str) -> Vec<(u64, u64)> {
@@ -78,4 +78,63 @@ fn a_checkpoint_made_before_a_backup_still_serves_an_incremental_one_after_it() 
 #[test]
 fn a_checkpoint_made_before_a_guest_was_saved_and_loaded_still_serves_an_incremental_backup() {
     still_serves("--save");
+}
+
+/// Two vaults, and room for one checkpoint.
+#[test]
+fn a_domain_keeps_no_more_checkpoints_than_it_may_and_the_vault_that_gives_way_is_named_and_read_in_full() {
+    let host = Host::new();
+    let vaults = ["main", "other"].map(|name| {
+        let place = folder(&host, &host.hypervisor.dir().join("state").join(format!("vault-{name}")));
+        format!("[vaults.{name}]\nurl = \"file://{}\"\n", place.display())
+    });
+    configure(&host, &format!("[backup]\ncheckpoints = 1\n{}", vaults.concat()));
+    for name in ["main", "other"] {
+        host.ok(&["vault", "init", name, "--plain"]);
+    }
+    let bed = Bed::boot_on(host, None, &small("web1"));
+    let (host, guest) = (&bed.host, &bed.guest);
+    let _daemon = host.daemon();
+    let only = ["--diskspec", "vda,checkpoint=bitmap", "--diskspec", "vdb,checkpoint=no"];
+    guest.virsh("checkpoint-create-as", &[&["--name", "nightly"], &only[..]].concat()).unwrap();
+    let listed = || {
+        let all = guest.virsh("checkpoint-list", &["--name"]).unwrap();
+        let mut all: Vec<String> = all.split_whitespace().map(str::to_owned).collect();
+        all.retain(|name| name != "nightly");
+        all
+    };
+    let backup = |vault: &str| {
+        let job = host.begin(&["backup", "web1", "--vault", vault]);
+        let row = host.settled(&job);
+        assert_eq!(row["status"], "succeeded", "{}", host.story(&job));
+        (host.story(&job), crate::vault::disk_of(host, &row, "vda"))
+    };
+    let (story, _) = backup("main");
+    assert!(!story.contains("no room for more checkpoints"), "{story}");
+    let of_main = listed();
+    assert_eq!(of_main.len(), 1);
+    let doctor = host.vmkeep(&["--json", "doctor"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("one for the vault main, whose next backup reads all disks in full"), "{doctor}");
+
+    let (story, _) = backup("other");
+    assert!(
+        story.contains("1 of the vault main went; the next backup into it reads all disks in full"),
+        "{story}"
+    );
+    let of_other = listed();
+    assert!(of_other.len() == 1 && of_other != of_main, "{of_other:?}");
+    // The next one begins with it; then it gives way too, though a differential backup would have needed it.
+    let (story, disk) = backup("other");
+    assert!(story.contains("1 of the vault other went; the next differential backup into it"), "{story}");
+    assert_ne!(listed(), of_other);
+    assert_eq!(disk["whole_because"], Value::Null, "{disk:#}");
+    let (_, disk) = backup("main");
+    assert!(
+        disk["whole_because"].as_str().is_some_and(|why| why.contains("libvirt still lists")),
+        "{disk:#}"
+    );
+    assert_eq!(listed().len(), 1);
+    let all = guest.virsh("checkpoint-list", &["--name"]).unwrap();
+    assert!(all.contains("nightly"), "somebody else's is neither counted nor touched");
 }

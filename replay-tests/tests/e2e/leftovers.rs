@@ -24,7 +24,7 @@ pub(crate) fn overlay(host: &Host, base: &Path, job: &str, disk: &str, data: boo
     path
 }
 
-fn note(bed: &Bed, marker: &str) {
+pub(crate) fn note(bed: &Bed, marker: &str) {
     for which in ["--live", "--config"] {
         let args = ["--uri", "urn:vmkeep:job:1", "--key", "vmkeep", which, "--set", marker];
         bed.guest.virsh("metadata", &args).unwrap();
@@ -32,7 +32,7 @@ fn note(bed: &Bed, marker: &str) {
 }
 
 /// What the doctor says about leftovers: grade, text and remedy of each.
-fn told(host: &Host) -> Vec<(String, String, String)> {
+pub(crate) fn told(host: &Host) -> Vec<(String, String, String)> {
     let output = host.vmkeep(&["--json", "doctor"]);
     let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let text = |finding: &Value, what: &str| finding[what].as_str().unwrap().to_owned();
@@ -40,7 +40,10 @@ fn told(host: &Host) -> Vec<(String, String, String)> {
     ours.map(|one| (text(one, "grade"), text(one, "text"), text(one, "remedy"))).collect()
 }
 
-fn about_it<'a>(told: &'a [(String, String, String)], words: &[&str]) -> &'a (String, String, String) {
+pub(crate) fn about_it<'a>(
+    told: &'a [(String, String, String)],
+    words: &[&str],
+) -> &'a (String, String, String) {
     let found = told.iter().find(|(_, text, _)| words.iter().all(|word| text.contains(word)));
     found.unwrap_or_else(|| panic!("nothing about {words:?}: {told:#?}"))
 }

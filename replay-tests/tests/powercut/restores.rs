@@ -361,7 +361,7 @@ impl Recording {
         let ended = runtime().block_on(async {
             let store = self.journal(&image).await;
             let jobs = store.jobs(&JobFilter::default()).await.unwrap();
-            let Some(job) = jobs.first().map(|job| job.job) else { return None };
+            let job = jobs.first().map(|job| job.job)?;
             let engine = engine(store, &self.root);
             engine.recover().await.unwrap();
             if cancels {

@@ -83,6 +83,11 @@ impl Host {
         self.spawn(variables, &[])
     }
 
+    /// The same, and waits until it answers.
+    pub fn ready_with(&self, variables: &[(&str, &str)]) -> Daemon {
+        self.wait_ready(self.daemon_with(variables), &[])
+    }
+
     /// Starts a second vmkeepd, with a store and a socket of its own; commands reach it with [`Self::SECOND`].
     pub fn second_daemon(&self) -> Daemon {
         let options = ["--state-dir", "state/second", "--socket", "run/second/socket"];

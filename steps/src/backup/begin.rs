@@ -23,6 +23,12 @@ const DOING: &str = "begin the backup job";
 /// The longest path of a Unix socket, in bytes.
 const LONGEST: usize = 107;
 
+/// The name of the socket of a job's pull, by the job's short id.
+#[must_use]
+pub fn socket_name(job: &str) -> String {
+    format!("vmkeep-{job}.nbd")
+}
+
 /// Begins a pull.
 #[derive(Debug)]
 pub struct BeginPull(pub World);
@@ -139,7 +145,7 @@ impl BeginPull {
     async fn socket(&self, cx: &StepContext, input: &BeginInput) -> Result<PathBuf, Fault> {
         let folder = self.0.hypervisor.socket_folder(&input.domain.id).await;
         let folder = folder.map_err(|e| e.fault(codes::CANNOT_BEGIN_PULL, DOING, &input.domain.name))?;
-        let socket = folder.join(format!("vmkeep-{}.nbd", cx.job.short()));
+        let socket = folder.join(socket_name(&cx.job.short()));
         if socket.as_os_str().len() > LONGEST {
             let cause = format!("the path of a socket there would be too long: {}", socket.display());
             return Err(input.refused(codes::CANNOT_BEGIN_PULL, cause));

@@ -120,6 +120,14 @@ pub async fn rescue(world: &World, domain: &DomainId) -> HvResult<bool> {
     if scratch.is_empty() { Ok(false) } else { end(world, domain, &scratch).await }
 }
 
+/// Whether nothing is left of the pull with these scratch files but the files.
+///
+/// # Errors
+/// When the hypervisor did not answer.
+pub(super) async fn is_gone(world: &World, domain: &DomainId, scratch: &[PathBuf]) -> HvResult<bool> {
+    Ok(matches!(left(world, domain, scratch).await?, Left::Nothing))
+}
+
 /// What is left of a pull.
 enum Left {
     Nothing,

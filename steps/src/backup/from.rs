@@ -220,6 +220,12 @@ impl<'a> Point<'a> {
         if matches!(self.input.from, ReadFrom::AtRest { .. }) {
             return stopped;
         }
+        // Ended with the host, or by anybody: that is what the job fails for.
+        if let Err(fault) = self.stands().await
+            && fault.class == Class::Permanent
+        {
+            return fault;
+        }
         let since = Timestamp::now().duration_since(self.begun.at).unsigned_abs();
         if guard::lasts(self.world, &self.input.scratch(), self.input.low_water, since, ALONE).await {
             return stopped;

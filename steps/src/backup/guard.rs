@@ -2,16 +2,61 @@
 //!
 //! What the guest overwrites goes into the scratch files first, and one that cannot grow stops the guest. So a pull is ended
 //! while there is still room, at once and before anything is written down: everything but the guest can be repeated.
+//!
+//! The step that reads does this for its own pull. One that no job goes on with, since its job was given up, or the journal that
+//! knew it was lost or put back from an older copy, has [`look_after`].
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::end::{end, is_gone};
 use crate::hypervisor::{DomainId, HvError, Layer, PauseReason, RunState};
 use crate::image::space::{LowWater, Space};
 use crate::snapshot::World;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often it is looked whether a pull of nobody's is still there, which asks QEMU.
+const THERE: Duration = Duration::from_secs(5);
+
+/// Looks after a guest as long as the pull with these scratch files lasts, which no job goes on with. It is ended when QEMU has
+/// stopped the guest, and, with a mark of low water, when room beside the files runs low; why it was, or nothing if it has gone by
+/// itself.
+pub async fn look_after(
+    world: &World,
+    domain: &DomainId,
+    scratch: &[PathBuf],
+    low: Option<LowWater>,
+) -> Option<String> {
+    let rooms = if low.is_some() { scratch } else { &[] };
+    let gone = async {
+        loop {
+            match is_gone(world, domain, scratch).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(e) => tracing::debug!(error = %e, "could not look at a backup job of nobody's"),
+            }
+            tokio::time::sleep(THERE).await;
+        }
+    };
+    let why = tokio::select! {
+        why = alarm(world, domain, rooms, low.unwrap_or_default()) => why,
+        () = gone => return None,
+    };
+    loop {
+        // A guest that stands still for another reason than a pull is not let run.
+        let ended = match is_gone(world, domain, scratch).await {
+            Ok(true) => return None,
+            Ok(false) => end(world, domain, scratch).await,
+            Err(e) => Err(e),
+        };
+        match ended {
+            Ok(_) => return Some(why),
+            Err(e) => tracing::debug!(error = %e, "could not end a backup job of nobody's yet"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
 
 /// Why the pull must be ended now; does not return before.
 pub(super) async fn alarm(world: &World, domain: &DomainId, scratch: &[PathBuf], low: LowWater) -> String {

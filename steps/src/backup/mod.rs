@@ -13,10 +13,11 @@
 //! | [`read`], `reading`, `notes`, [`state`], `meter` | the disks, and what a machine keeps besides, into the vault |
 //! | [`guard`], [`end`] | ending the pull, in its place or at once for the guest's sake |
 //! | [`commit`] | the manifest |
-//! | [`forget`] | which checkpoints stay |
+//! | [`forget`], [`bound`] | which checkpoints stay |
 //! | [`choose`], [`plan`], [`workflow`] | the recipe |
 
 pub mod begin;
+pub mod bound;
 mod choose;
 pub mod commit;
 pub mod disk;

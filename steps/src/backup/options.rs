@@ -62,6 +62,8 @@ pub struct BackupSettings {
     pub low_water: LowWater,
     /// After so many days a disk is read whole again, whatever bitmaps say.
     pub full_every_days: u32,
+    /// So many checkpoints of ours a domain keeps over all vaults; at least one.
+    pub checkpoints: u32,
 }
 
 impl BackupSettings {
@@ -76,6 +78,7 @@ impl BackupSettings {
             merge_bandwidth: 0,
             low_water: LowWater::default(),
             full_every_days: 35,
+            checkpoints: 4,
         }
     }
 }

@@ -162,6 +162,7 @@ impl Builder<'_> {
             checkpoint,
             lease: LEASE.into(),
             commit: COMMIT.into(),
+            keep: Some(self.settings.checkpoints),
         };
         steps.push(
             step::<ForgetCheckpoints>("forget", "delete checkpoints that nobody needs", &forget)?

@@ -54,7 +54,7 @@ impl Backup {
             .step(ReadDisks { world: world.clone(), sessions: sessions.clone() })
             .step(EndPull(world.clone()))
             .step(CommitBackup(sessions.clone()))
-            .step(ForgetCheckpoints(world))
+            .step(ForgetCheckpoints { world, sessions: sessions.clone() })
             .step(ReleaseLease { sessions })
             .workflow(self)
     }

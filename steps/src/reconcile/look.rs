@@ -1,15 +1,17 @@
 //! The look at domains, folders and roots.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use vmkeep_workflow::{JobStatus, JobSummary};
+use vmkeep_workflow::{JobId, JobStatus, JobSummary};
 
 use super::restores::{self, Placed};
-use super::uses::Uses;
+use super::uses::{Uses, connected_to};
 use super::{Leftover, Owner, What};
+use crate::backup::begin::socket_name;
 use crate::backup::forget::checkpoint_job;
-use crate::hypervisor::{FileId, Hold, HvError, Layer, Marker, Observation, RunState, Trouble};
+use crate::hypervisor::{DomainRef, FileId, Hold, HvError, Layer, Marker, Observation, RunState, Trouble};
 use crate::image::root::TargetRoot;
 use crate::manifest::catalogue::{Entry, Met, walk};
 use crate::snapshot::World;
@@ -62,6 +64,15 @@ impl Look {
         for domain in &seen {
             found.extend(self.of_domain(domain, jobs));
         }
+        for one in &mut found {
+            if let (What::Pull { domain, path, .. }, Owner::Lost { .. }) = (&one.what, &one.owner) {
+                match is_read(world, domain, path).await {
+                    Ok(false) => {}
+                    Ok(true) => one.users.push("somebody is connected to it".to_owned()),
+                    Err(e) => one.users.push(format!("perhaps somebody who is connected to it ({e})")),
+                }
+            }
+        }
         let uses = match Uses::of(world, &seen).await {
             Ok(uses) => uses,
             Err(e) => {
@@ -81,6 +92,14 @@ impl Look {
         let under_way = crate::blocking::run(move || restores::under_way(folders, &roots)).await;
         found.extend(restores::halves(under_way.unwrap_or_default(), &uses, jobs));
         found.extend(restores::named(&self.placed, &uses, jobs));
+        // What was overwritten is a domain's whose note says so.
+        for one in &mut found {
+            if let (What::Scratch { .. }, Owner::Unknown(id)) = (&one.what, &one.owner)
+                && let Some(of) = seen.iter().find(|seen| notes(seen, id, &self.store))
+            {
+                one.owner = Owner::of_pull(id, jobs, of, &self.store);
+            }
+        }
         let (look, jobs) = (self.clone(), jobs.to_vec());
         let files = crate::blocking::run(move || look.files(&jobs)).await;
         found.extend(files.unwrap_or_default());
@@ -123,7 +142,9 @@ impl Look {
         }
         for path in seen.qemu.iter().flat_map(|qemu| &qemu.open) {
             if let Some(job) = scratch_job(path) {
-                found.push(left(What::Pull { domain: domain(), path: path.clone() }, Owner::of(job, jobs)));
+                let grown = path.symlink_metadata().map_or(0, |data| data.blocks() * 512);
+                let owner = Owner::of_pull(job, jobs, seen, &self.store);
+                found.push(left(What::Pull { domain: domain(), path: path.clone(), grown }, owner));
             }
         }
         for name in &seen.checkpoints {
@@ -210,6 +231,29 @@ impl Look {
         });
         found
     }
+}
+
+/// Whether a domain bears this store's note of that job.
+pub(super) fn notes(seen: &Observation, id: &str, store: &str) -> bool {
+    let job = |note: &Marker| note.job.parse::<JobId>().is_ok_and(|job| job.short() == id);
+    [&seen.marker, &seen.persistent_marker].into_iter().flatten().any(|note| note.store == store && job(note))
+}
+
+/// Whether somebody is connected to the socket of the pull with this scratch file.
+///
+/// # Errors
+/// When the hypervisor does not say where its sockets are.
+pub(super) async fn is_read(world: &World, domain: &DomainRef, scratch: &Path) -> Result<bool, HvError> {
+    let Some(job) = scratch_job(scratch) else { return Ok(false) };
+    let folder = match world.hypervisor.socket_folder(&domain.id).await {
+        Err(e) if matches!(e.trouble, Trouble::NotRunning | Trouble::NoSuchDomain | Trouble::Missing) => {
+            return Ok(false);
+        }
+        folder => folder?,
+    };
+    let socket = folder.join(socket_name(job));
+    // What cannot be read is not known: then somebody may be.
+    Ok(crate::blocking::run(move || connected_to(&socket)).await.unwrap_or(true))
 }
 
 /// The files in a folder whose name says that they are a job's.

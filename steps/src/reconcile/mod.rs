@@ -10,6 +10,10 @@
 //!   that this journal knows and that is over, and holds nothing that is not elsewhere. An overlay that holds data,
 //!   a guest's saved memory, anything of an unfinished job, of a job that this journal does not know, or of
 //!   somebody else, is told of and stays as it is.
+//! - **A pull is the exception**, since it costs the guest something as long as it lasts, and nothing to end it: of a job
+//!   that the journal does not know it is ended too, if no other store's note says that another vmkeep may be at work
+//!   ([`Owner::Lost`]) and nobody reads from it. So a journal that was lost, or put back from an older copy, leaves no
+//!   guest with a scratch file that grows for ever.
 //! - **What was found is not believed later**: right before each act all of it is looked at again.
 //!
 //! | module | what |
@@ -32,9 +36,11 @@ mod tests;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 use vmkeep_workflow::{JobId, JobStatus, JobSummary};
 
-use crate::hypervisor::{DomainRef, FileId};
+use crate::hypervisor::{DomainRef, FileId, Observation};
+use crate::text::bytes;
 
 pub use look::Look;
 
@@ -54,6 +60,21 @@ pub enum Owner {
     },
     /// A job that this journal does not know: its id, or the end of it.
     Unknown(String),
+    /// A job that this journal does not know, and that nobody else can be at work on: every job has its note in its domain
+    /// before it begins a pull, and takes it away after it has ended it; there is none, or it is this store's.
+    Lost {
+        /// The job; if no more of it is known than the end of its id, the rest of it is zero.
+        job: JobId,
+        /// The domain that bears no other store's note.
+        domain: DomainRef,
+    },
+    /// A job that another vmkeep may be at work on: its note is in the domain.
+    Elsewhere {
+        /// The other store.
+        store: String,
+        /// The job's id, or the end of it.
+        job: String,
+    },
     /// Somebody else.
     NotOurs,
 }
@@ -84,6 +105,26 @@ impl Owner {
         }
     }
 
+    /// Of what bears the end of a job's id in the scratch file of a pull. Where the journal knows nothing the notes of the domain
+    /// tell whether anybody else may go on with it.
+    #[must_use]
+    pub fn of_pull(id: &str, jobs: &[JobSummary], seen: &Observation, store: &str) -> Self {
+        let id = match Self::of(id, jobs) {
+            Self::Unknown(id) => id,
+            known => return known,
+        };
+        let notes = || [&seen.marker, &seen.persistent_marker].into_iter().flatten();
+        if let Some(other) = notes().find(|note| note.store != store) {
+            return Self::Elsewhere { store: other.store.clone(), job: id };
+        }
+        let noted = notes().filter_map(|note| note.job.parse().ok()).find(|job: &JobId| job.short() == id);
+        let digits = || u128::from_str_radix(&id, 16).ok().map(|end| JobId::from(Uuid::from_u128(end)));
+        match noted.or_else(digits) {
+            Some(job) => Self::Lost { job, domain: seen.domain.clone() },
+            None => Self::Unknown(id),
+        }
+    }
+
     /// In words.
     #[must_use]
     pub fn words(&self) -> String {
@@ -93,6 +134,13 @@ impl Owner {
                 format!("of job {}, which is over ({})", job.short(), status.as_str())
             }
             Self::Unknown(id) => format!("of job {id}, which this journal does not know"),
+            Self::Lost { job, .. } => format!(
+                "of job {}, which this journal does not know, and no other vmkeep has its note in the domain",
+                job.short()
+            ),
+            Self::Elsewhere { store, job } => {
+                format!("of job {job}; another vmkeep (store {store}) has its note in the domain")
+            }
             Self::NotOurs => "not ours".to_owned(),
         }
     }
@@ -134,6 +182,8 @@ pub enum What {
         domain: DomainRef,
         /// The scratch file.
         path: PathBuf,
+        /// What the file takes, in bytes.
+        grown: u64,
     },
     /// A guest's state on the RAM disk.
     State(PathBuf),
@@ -219,11 +269,22 @@ pub enum Sweep {
     },
 }
 
+impl Sweep {
+    /// Whether it is a pull, or what one has left: nothing in it is of use once the pull is over.
+    pub(crate) fn is_of_pull(&self) -> bool {
+        matches!(self, Self::Pull(_) | Self::Scratch { .. })
+    }
+}
+
 impl Leftover {
     /// What can safely be done about it, and for which domain.
     #[must_use]
     pub fn sweep(&self) -> Option<(DomainRef, JobId, Sweep)> {
-        let Owner::Over { job, domain, .. } = &self.owner else { return None };
+        let (job, domain) = match (&self.owner, &self.what) {
+            (Owner::Over { job, domain, .. }, _)
+            | (Owner::Lost { job, domain }, What::Pull { .. } | What::Scratch { .. }) => (job, domain),
+            _ => return None,
+        };
         if !self.users.is_empty() {
             return None;
         }
@@ -234,7 +295,7 @@ impl Leftover {
                 (domain, Sweep::Overlay { path: path.clone(), id: *id })
             }
             What::Scratch { path, id } => (domain, Sweep::Scratch { path: path.clone(), id: *id }),
-            What::Pull { domain, path } => (domain, Sweep::Pull(path.clone())),
+            What::Pull { domain, path, .. } => (domain, Sweep::Pull(path.clone())),
             What::Unpublished(path) => (domain, Sweep::Folder(path.clone())),
             What::Half { path, id } => (domain, Sweep::Half { path: path.clone(), id: *id }),
             _ => return None,
@@ -253,9 +314,13 @@ impl Leftover {
             What::Scratch { path, .. } => {
                 format!("the scratch file {}, with what a guest has overwritten", path.display())
             }
-            What::Pull { domain, path } => {
-                format!("a backup job on {}, which writes to {}", domain.name, path.display())
-            }
+            What::Pull { domain, path, grown } => format!(
+                "a backup job on {}: what the guest overwrites goes to {} first, which takes {} and grows as long as the \
+                 job lasts; until then nobody can save, migrate or back up the domain",
+                domain.name,
+                path.display(),
+                bytes(*grown)
+            ),
             What::State(path) => format!("the saved memory {}", path.display()),
             What::Unpublished(path) => format!("the folder {}, which is no backup", path.display()),
             What::Half { path, .. } => format!("the unfinished file {} of a restore", path.display()),
@@ -298,10 +363,20 @@ impl Leftover {
                 domain.id,
                 path.display()
             ),
+            (Owner::Elsewhere { .. }, What::Pull { domain, .. }) => format!(
+                "None if that vmkeep is at work. If its store is gone for good: virsh metadata {} {} --remove --live \
+                 --config, then vmkeep doctor --repair",
+                domain.id,
+                crate::hypervisor::MARKER_NAMESPACE
+            ),
             (_, What::Pull { domain, .. }) if self.sweep().is_none() => format!(
                 "If no other vmkeep backs it up: virsh domjobabort {0}, and virsh resume {0} if the guest is paused",
                 domain.id
             ),
+            (Owner::Unknown(_), What::Checkpoint { .. }) => {
+                "None: the next backup into its vault begins with it if that vault has its backup, and deletes it otherwise"
+                    .to_owned()
+            }
             (_, What::Checkpoint { .. }) => "The next backup into its vault deletes it".to_owned(),
             _ if self.sweep().is_some() => "vmkeep doctor --repair".to_owned(),
             (_, What::Overlay { path, .. }) => format!(

@@ -13,7 +13,7 @@ use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::journal::JobFilter;
 use vmkeep_workflow::{Code, EventStore, Fault, JobId, JobSummary, Step, StepContext, Verdict};
 
-use super::look::domains;
+use super::look::{domains, is_read, notes};
 use super::restores::{self, Removed};
 use super::uses::{Uses, open_by};
 use super::{Owner, Sweep};
@@ -100,6 +100,11 @@ impl Step for SweepLeftover {
         let jobs = self.jobs.all().await?;
         match Owner::of(&input.of.short(), &jobs) {
             Owner::Over { .. } => {}
+            Owner::Unknown(_) if input.sweep.is_of_pull() => {
+                if let Some(why) = self.may_be_missed(&input, &jobs).await? {
+                    return Ok(stays(why));
+                }
+            }
             owner => return Ok(stays(format!("it is {} now", owner.words()))),
         }
         match &input.sweep {
@@ -127,6 +132,27 @@ impl SweepLeftover {
         let ours = |marker: &Marker| marker.store == input.store && marker.job == input.of.to_string();
         let marker = seen.marker.clone().or_else(|| seen.persistent_marker.clone()).filter(ours);
         Ok(marker.map(|marker| (seen, marker)))
+    }
+
+    /// Why somebody may go on with the pull of a job that the journal does not know.
+    async fn may_be_missed(&self, input: &SweepInput, jobs: &[JobSummary]) -> Result<Option<String>, Fault> {
+        let look = |e| not_looked(e, codes::CANNOT_END_PULL, DOING, &input.domain.name);
+        let seen = self.world.hypervisor.observe_from_outside(&input.domain.id).await.map_err(look)?;
+        let of = input.of.short();
+        match Owner::of_pull(&of, jobs, &seen, &input.store) {
+            Owner::Lost { .. } => {}
+            owner => return Ok(Some(format!("it is {} now", owner.words()))),
+        }
+        match &input.sweep {
+            Sweep::Pull(path) if is_read(&self.world, &input.domain, path).await.map_err(look)? => {
+                Ok(Some("somebody is connected to it".to_owned()))
+            }
+            // A file alone does not tell whose it is.
+            Sweep::Scratch { .. } if !notes(&seen, &of, &input.store) => {
+                Ok(Some("the domain does not bear the note of its job any more".to_owned()))
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn free(&self, input: &SweepInput) -> Result<SweepOutput, Fault> {

@@ -297,3 +297,72 @@ async fn a_file_under_way_goes_only_if_it_is_that_file_of_that_job_and_nobody_ha
     assert!(!path.exists() && other.exists());
     assert_eq!(scene.sweep(sweep).await, SweepOutput { done: false, stays: None }, "it is gone already");
 }
+
+fn noted(store: &str, job: JobId) -> Option<Marker> {
+    Some(Marker { store: store.to_owned(), job: job.to_string(), hold: None })
+}
+
+#[tokio::test]
+async fn a_pull_of_an_unknown_job_is_nobodys_unless_another_store_has_its_note_in_the_domain() {
+    let scene = Scene::new();
+    let lost = JobId::new();
+    let owner = || async {
+        let seen = scene.fake.world().hypervisor.observe(&domain().id).await.unwrap();
+        Owner::of_pull(&lost.short(), &[summary(JobStatus::Running)], &seen, STORE)
+    };
+    // No more than the end of its id is known.
+    let Owner::Lost { job: of, domain: at } = owner().await else { panic!("{:?}", owner().await) };
+    assert_eq!((of.short(), at), (lost.short(), domain()));
+    scene.fake.state().persistent_marker = noted(STORE, lost);
+    assert_eq!(owner().await, Owner::Lost { job: lost, domain: domain() });
+    // One of both definitions is enough.
+    scene.fake.state().marker = noted("another", lost);
+    assert!(matches!(owner().await, Owner::Elsewhere { .. }), "{:?}", owner().await);
+    scene.fake.state().marker = None;
+    scene.fake.state().persistent_marker = noted("another", JobId::new());
+    assert!(matches!(owner().await, Owner::Elsewhere { .. }), "{:?}", owner().await);
+    let seen = scene.fake.world().hypervisor.observe(&domain().id).await.unwrap();
+    let known = Owner::of_pull(&job().short(), &[summary(JobStatus::Running)], &seen, STORE);
+    assert_eq!(known, Owner::Open(job()), "the journal is asked first");
+}
+
+#[tokio::test]
+async fn what_a_lost_pull_has_left_goes_only_as_long_as_the_domain_says_whose_it_was() {
+    let lost = JobId::new();
+    let mut scene = Scene::new();
+    scene.jobs = Arc::new(One(Mutex::new(JobStatus::Running)));
+    let path = crate::snapshot::disk::scratch_path(Path::new("/i"), lost, &"vda".into());
+    let id = scene.fake.state().add(path.to_str().unwrap(), "qcow2", None);
+    let sweep = |of| {
+        let places = Places { roots: Arc::new(Roots::open([scene.dir.path()]).unwrap()) };
+        let step = SweepLeftover { world: scene.fake.world(), places, jobs: scene.jobs.clone() };
+        let sweep = Sweep::Scratch { path: path.clone(), id };
+        let input = SweepInput { domain: domain(), store: STORE.to_owned(), of, sweep };
+        async move { step.run(&context(1), input).await.unwrap() }
+    };
+    for (note, why) in [
+        (None, "note of its job"),
+        (noted(STORE, JobId::new()), "note of its job"),
+        (noted("another", lost), "another vmkeep"),
+    ] {
+        scene.fake.state().persistent_marker = note;
+        let output = sweep(lost).await;
+        assert!(output.stays.as_ref().is_some_and(|said| said.contains(why)), "{why}: {output:?}");
+        assert!(scene.fake.state().files.contains_key(&path));
+    }
+    scene.fake.state().persistent_marker = noted(STORE, lost);
+    assert_eq!(sweep(lost).await, SweepOutput { done: true, stays: None });
+    assert!(!scene.fake.state().files.contains_key(&path));
+}
+
+#[test]
+fn whoever_is_connected_to_a_socket_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, other] = ["vmkeep-0123456789ab.nbd", "nbd"].map(|name| folder.path().join(name));
+    let [door, _other] = [&path, &other].map(|path| std::os::unix::net::UnixListener::bind(path).unwrap());
+    assert!(!uses::connected_to(&path));
+    let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let inside = door.accept().unwrap();
+    assert!(uses::connected_to(&path) && !uses::connected_to(&other));
+    drop((client, inside));
+}

@@ -120,3 +120,17 @@ pub fn open_by(id: FileId) -> Vec<String> {
     }
     found
 }
+
+/// Whether somebody is connected to a Unix socket, or it cannot be known. Blocks.
+#[must_use]
+pub fn connected_to(socket: &Path) -> bool {
+    /// The state of a socket that has a peer, in the kernel's table.
+    const CONNECTED: &str = "03";
+    let Ok(table) = std::fs::read("/proc/net/unix") else { return true };
+    let named = format!(" {}", socket.display());
+    let table = String::from_utf8_lossy(&table);
+    // Number, references, protocol, flags, type, state, inode, path: whoever was let in bears the path of the door.
+    table
+        .lines()
+        .any(|line| line.ends_with(&named) && line.split_ascii_whitespace().nth(5) == Some(CONNECTED))
+}

@@ -69,7 +69,9 @@ impl Workflow for Repair {
         let mut steps: Vec<StepSpec> = Vec::new();
         for (of, sweep) in options.leftovers {
             let owner = Owner::of(&of.short(), &jobs);
-            if !matches!(owner, Owner::Over { .. }) {
+            // Of a pull whose job is not known the step asks the domain.
+            let lost = matches!(owner, Owner::Unknown(_)) && sweep.is_of_pull();
+            if !matches!(owner, Owner::Over { .. }) && !lost {
                 let object = format!("{} of {}", of.short(), domain.name);
                 return Err(Fault::permanent(
                     codes::INVALID_STATE,

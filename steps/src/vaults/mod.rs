@@ -41,6 +41,12 @@ pub trait Vaults: Send + Sync + 'static {
     /// # Errors
     /// If there is none of that name, or it cannot be opened.
     async fn open(&self, name: &str) -> Result<Opened, Fault>;
+
+    /// The name of the vault whose id begins with these digits, if this host knows it. No vault is opened.
+    async fn known_as(&self, beginning: &str) -> Option<String> {
+        let _ = beginning;
+        None
+    }
 }
 
 /// A host without vaults.

@@ -101,22 +101,28 @@ pub(super) async fn decide(
 /// Of each domain of which only such backups would stay that are known to be hurt: the newest that is not. When somebody ordered
 /// that it goes, what stays may have passed for whole.
 fn last_whole(backups: &Backups, doom: &Doom) -> Vec<BackupId> {
+    #[derive(Default)]
+    struct Stay {
+        whole: usize,
+        hurt: usize,
+        last: Option<(Timestamp, BackupId)>,
+    }
     let condemned = |id: BackupId| doom.older.iter().any(|(_, older, _)| *older == id);
-    let mut domains: BTreeMap<DomainId, (usize, usize, Option<(Timestamp, BackupId)>)> = BTreeMap::new();
+    let mut domains: BTreeMap<DomainId, Stay> = BTreeMap::new();
     for (id, backup) in backups.iter().filter(|(id, _)| backups.has(*id, MarkKind::Checked)) {
-        let (whole, hurt, last) = domains.entry(backup.domain).or_default();
+        let of = domains.entry(backup.domain).or_default();
         let is_hurt = backups.has(id, MarkKind::Hurt) || backup.manifest.is_err();
         match (doom.backups.contains(&id), &backup.manifest) {
-            (false, _) if is_hurt => *hurt += 1,
-            (false, _) => *whole += 1,
+            (false, _) if is_hurt => of.hurt += 1,
+            (false, _) => of.whole += 1,
             (true, Ok(manifest)) if !is_hurt && !condemned(id) => {
-                *last = (*last).max(Some((manifest.taken, id)));
+                of.last = of.last.max(Some((manifest.taken, id)));
             }
             (true, _) => {}
         }
     }
-    let bereft = domains.into_values().filter(|(whole, hurt, _)| *whole == 0 && *hurt > 0);
-    bereft.filter_map(|(_, _, last)| last.map(|(_, id)| id)).collect()
+    let bereft = domains.into_values().filter(|of| of.whole == 0 && of.hurt > 0);
+    bereft.filter_map(|of| of.last.map(|(_, id)| id)).collect()
 }
 
 /// The newest verified backup of each domain.
