@@ -49,11 +49,11 @@ pub fn run() -> Vec<Row> {
         backup.discard();
         (took, bytes)
     };
-    for round in 0..=ROUNDS {
+    for (round, vault) in vaults.iter().enumerate() {
         let first = (round % 2 == 1).then(by_virt);
-        let own = rig.back_up(&ours, &vaults[round], &["--full"]);
-        let bytes = rig.size(&vaults[round]);
-        rig.discard(&vaults[round], &ours);
+        let own = rig.back_up(&ours, vault, &["--full"]);
+        let bytes = rig.size(vault);
+        rig.discard(vault, &ours);
         let (virt, virt_bytes) = first.unwrap_or_else(by_virt);
         eprintln!(
             "bench: vault-corpus round {round}: {:.2} s, {:.0} MB; virtnbdbackup -z {:.2} s, {:.0} MB",
