@@ -16,6 +16,7 @@ mod store;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod vault;
 
 use table::Row;
 
@@ -28,6 +29,12 @@ const GROUPS: &[Group] = &[
     ("merge", merge::run),
     ("save-retain", save::run),
     ("idle", idle::run),
+    ("vault-full", vault::full::run),
+    ("vault-restore", vault::restore::run),
+    ("vault-incremental", vault::incremental::run),
+    ("vault-second", vault::full::second),
+    ("vault-corpus", vault::corpus::run),
+    ("vault-growth", vault::growth::run),
 ];
 
 fn main() {
