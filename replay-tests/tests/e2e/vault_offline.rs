@@ -50,8 +50,12 @@ fn a_host_without_vmkeepd_brings_the_domain_back_and_it_boots_although_the_resto
     let parts = files_below(&place).into_iter().filter(|path| path.to_string_lossy().contains(".part"));
     assert_eq!(parts.count(), 0, "half a file is left");
 
-    // It is a machine now, and no place for another.
-    other.fails(&words, 110, &["BACKUP_EXISTS", "finished"]);
+    // It is a machine now: the same words find it done and touch nothing, and it is no place for another.
+    let again = other.ok(&words);
+    assert!(again.contains("is restored already"), "{again}");
+    assert!(disks(&copy) == of_copy && assert_ticks(&of_copy["vda"], &of_copy["vdb"])[0].boots.len() == 2);
+    let one_disk = [&words[..], &["--disks", "vda"]].concat();
+    other.fails(&one_disk, 110, &["BACKUP_EXISTS", "finished"]);
     let renamed = [&words[..7], &["--as", "web1", "--define", uri, "--folder"]].concat();
     let elsewhere = other.restored().join("elsewhere");
     let renamed = [&renamed[..], &[elsewhere.to_str().unwrap()]].concat();

@@ -174,14 +174,16 @@ impl SaveGuest {
     }
 
     /// Tells how far the save is, and ends it when the job is to stop: the call itself then says that it was cancelled;
-    /// until it has, nothing is over.
+    /// until it has, nothing is over. It is asked for until then: an abort that comes before QEMU has begun to write is
+    /// accepted, and stops nothing.
     async fn accompany(&self, cx: &StepContext, input: &Saving) -> Infallible {
         let hypervisor = &self.0.hypervisor;
-        let mut aborted = false;
         loop {
             tokio::time::sleep(LOOK).await;
-            if cx.stopping() && !aborted {
-                aborted = hypervisor.abort_domain_job(&input.domain.id).await.is_ok();
+            if cx.stopping()
+                && let Err(e) = hypervisor.abort_domain_job(&input.domain.id).await
+            {
+                tracing::debug!(error = %e, "the save is not given up yet");
             }
             if let Ok(Some(job)) = hypervisor.domain_job(&input.domain.id).await {
                 cx.progress.report(job.done, job.done.saturating_add(job.remaining), "bytes");

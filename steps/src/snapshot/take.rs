@@ -8,7 +8,7 @@
 //! - it bounds memory in bytes and time, as the caller chose;
 //! - it asks QEMU afterwards, and reads the memory file's header.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -282,10 +282,20 @@ impl TakeSnapshot {
         let limit = Duration::from_secs(wanted.limits.seconds);
         let mut given_up: Option<Failed> = None;
         let mut paused: Option<Instant> = None;
+        let mut begun_to_write = false;
         let outcome = loop {
-            tokio::select! {
+            let look = async {
+                tokio::time::sleep(LOOK).await;
+                begun_to_write || is_there(&wanted.file).await
+            };
+            begun_to_write = tokio::select! {
                 outcome = &mut call => break outcome,
-                () = tokio::time::sleep(LOOK) => {}
+                there = look => there,
+            };
+            // Until libvirt has made the file it lets nobody ask about its job, end it, or stop the guest: that would wait
+            // until all is over, and come too late.
+            if !begun_to_write {
+                continue;
             }
             // Looking can take as long as the medium needs for what was written; the limit does not wait for that.
             let written = tokio::select! {
@@ -293,10 +303,12 @@ impl TakeSnapshot {
                 () = tokio::time::sleep(limit.saturating_sub(begun.elapsed())), if given_up.is_none() && paused.is_none() => 0,
                 written = self.look_at_memory(cx, input, wanted) => written,
             };
-            if given_up.is_some() || paused.is_some() {
+            if paused.is_some() {
                 continue;
             }
-            let why = if cx.stopping() {
+            let why = if given_up.is_some() {
+                given_up.take()
+            } else if cx.stopping() {
                 Some(Failed::Stopped)
             } else {
                 too_slow(begun.elapsed(), written, &wanted.limits).map(Failed::TooSlow)
@@ -309,10 +321,13 @@ impl TakeSnapshot {
                         paused = Some(Instant::now());
                     }
                 }
-                // The call itself then says that it was cancelled; until it has, nothing is over.
+                // The call itself then says that it was cancelled; until it has, nothing is over. It is asked for until
+                // then: an abort that comes before QEMU has begun to write is accepted, and stops nothing.
                 Some(why) => {
-                    let aborted = hypervisor.abort_domain_job(&input.domain.id).await;
-                    given_up = aborted.is_ok().then_some(why);
+                    if let Err(e) = hypervisor.abort_domain_job(&input.domain.id).await {
+                        tracing::debug!(error = %e, "the memory is not given up yet");
+                    }
+                    given_up = Some(why);
                 }
             }
         };
@@ -463,6 +478,13 @@ fn still_frozen(
         .remedy("Start the backup again; see what held the snapshot up, or allow backups without freezing")),
         thawed => Ok(TakeOutput { thawed, ..output }),
     }
+}
+
+/// Whether libvirt has made the file.
+async fn is_there(file: &Path) -> bool {
+    let file = file.to_owned();
+    let seen = crate::blocking::io(move || std::fs::metadata(file)).await;
+    !seen.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn too_slow(elapsed: Duration, written: u64, limits: &MemoryLimits) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Preparations, freezing, and the snapshot itself.
 
 use std::path::Path;
+use std::time::Duration;
 
 use vmkeep_workflow::{Class, Code, Step, Verdict};
 
@@ -208,6 +209,32 @@ async fn memory_that_takes_too_long_is_given_up_or_the_guest_is_stopped_or_the_d
         let state = fake.state();
         assert_eq!(state.run, RunState::Running, "{if_slow:?}");
         assert!(state.marker.as_ref().is_none_or(|marker| marker.hold.is_none()), "{if_slow:?}");
+    }
+}
+
+#[tokio::test]
+async fn memory_is_given_up_however_long_libvirt_and_qemu_need_to_begin() {
+    for stopping in [false, true] {
+        let (fake, folder) = (Fake::new(), tempfile::tempdir().unwrap());
+        fake.switched();
+        fake.state().endless = true;
+        fake.state().preparing = 60;
+        fake.state().early_aborts = 3;
+        let mut input = take(&fake, folder.path(), Some(IfSlow::Fail));
+        if stopping {
+            input.memory.as_mut().unwrap().limits.seconds = 600;
+        }
+        let cx = context(1);
+        if stopping {
+            cx.stop.cancel();
+        }
+        let step = TakeSnapshot(fake.world());
+        let run = tokio::time::timeout(Duration::from_secs(60), step.run(&cx, input));
+        let fault = run.await.expect("it is never given up").unwrap_err();
+        assert_eq!(fault.code == codes::MEMORY_TOO_SLOW, !stopping, "{fault}");
+        let state = fake.state();
+        assert_eq!((state.run, state.early_aborts), (RunState::Running, 0), "{stopping}");
+        assert_eq!(state.qemu.as_ref().unwrap().tops.len(), 2);
     }
 }
 

@@ -62,6 +62,10 @@ pub(crate) struct State {
     /// A save that goes on until the guest is stopped or the job is aborted.
     pub(crate) endless: bool,
     pub(crate) aborted: bool,
+    /// For so many looks libvirt has a snapshot with memory begun, but not its file, and lets nobody else at its job.
+    pub(crate) preparing: usize,
+    /// So many aborts come before QEMU has begun to write: they are accepted, and stop nothing.
+    pub(crate) early_aborts: usize,
     pub(crate) saved: Option<bool>,
     pub(crate) crashed: bool,
     /// Bytes that are free on every file system.
@@ -194,6 +198,8 @@ impl Fake {
             crashed: false,
             endless: false,
             aborted: false,
+            preparing: 0,
+            early_aborts: 0,
             free: 1 << 39,
             calls: Vec::new(),
             traps: HashMap::new(),
@@ -295,10 +301,18 @@ impl Fake {
         outcome
     }
 
+    /// Whoever comes too early waits until all is over.
+    async fn is_let_at_the_job(&self) {
+        if self.state().preparing > 0 {
+            std::future::pending().await
+        }
+    }
+
     /// Whether memory is saved: at once, or when the guest stands still.
     fn save_may_end(&self, take: &Take) -> HvResult<bool> {
         let mut state = self.state();
         if std::mem::take(&mut state.aborted) {
+            let _ = take.memory.as_ref().map(std::fs::remove_file);
             return Err(HvError::new(Trouble::Cancelled, "canceled by client"));
         }
         Ok(take.memory.is_none() || !state.endless || matches!(state.run, RunState::Paused(_)))
@@ -392,12 +406,15 @@ impl Hypervisor for Fake {
     }
 
     async fn domain_job(&self, _: &DomainId) -> HvResult<Option<DomainJob>> {
+        self.is_let_at_the_job().await;
         Ok(self.state().job.clone())
     }
 
     async fn abort_domain_job(&self, _: &DomainId) -> HvResult<()> {
+        self.is_let_at_the_job().await;
         self.call("abort", "", |state| {
-            state.aborted = true;
+            state.aborted = state.early_aborts == 0;
+            state.early_aborts = state.early_aborts.saturating_sub(1);
             Ok(())
         })
     }
@@ -457,6 +474,13 @@ impl Hypervisor for Fake {
     }
 
     async fn take(&self, _: &DomainId, take: &Take) -> HvResult<()> {
+        if let Some(memory) = &take.memory {
+            while self.state().preparing > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                self.state().preparing -= 1;
+            }
+            std::fs::write(memory, b"LibvirtQemudPart").unwrap();
+        }
         while !self.save_may_end(take)? {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -501,6 +525,7 @@ impl Hypervisor for Fake {
     }
 
     async fn suspend(&self, _: &DomainId) -> HvResult<()> {
+        self.is_let_at_the_job().await;
         self.call("suspend", "", |state| {
             Self::running(state)?;
             state.run = RunState::Paused(PauseReason::Asked);
