@@ -61,6 +61,7 @@ pub(crate) async fn around(
 fn grade(one: &Leftover) -> Grade {
     match (&one.owner, &one.what) {
         (_, What::Unseen { .. }) => Grade::Warning,
+        (_, What::Locked(_)) => Grade::Bad,
         (Owner::Open(_) | Owner::NotOurs, _) => Grade::Note,
         // It may be the parent of the next backup, or goes with it.
         (Owner::Unknown(_), What::Checkpoint { .. }) => Grade::Note,

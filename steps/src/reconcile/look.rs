@@ -16,6 +16,7 @@ use crate::image::root::TargetRoot;
 use crate::manifest::catalogue::{Entry, Met, walk};
 use crate::snapshot::World;
 use crate::snapshot::disk::{overlay_job, scratch_job, state_job};
+use crate::snapshot::fence;
 use crate::snapshot::safety::holds;
 
 /// Where to look.
@@ -63,6 +64,10 @@ impl Look {
             .collect();
         for domain in &seen {
             found.extend(self.of_domain(domain, jobs));
+            if domain.state.is_active() && fence::is_locked(&*world.hypervisor, &domain.domain.id).await? {
+                let what = What::Locked(domain.domain.clone());
+                found.push(Leftover { what, owner: Owner::NotOurs, users: Vec::new() });
+            }
         }
         for one in &mut found {
             if let (What::Pull { domain, path, .. }, Owner::Lost { .. }) = (&one.what, &one.owner) {

@@ -40,6 +40,7 @@ use uuid::Uuid;
 use vmkeep_workflow::{JobId, JobStatus, JobSummary};
 
 use crate::hypervisor::{DomainRef, FileId, Observation};
+use crate::snapshot::fence;
 use crate::text::bytes;
 
 pub use look::Look;
@@ -225,6 +226,8 @@ pub enum What {
         /// Its name.
         name: String,
     },
+    /// A domain that libvirt has locked for ever.
+    Locked(DomainRef),
     /// What could not be looked at.
     Unseen {
         /// What.
@@ -335,6 +338,13 @@ impl Leftover {
             }
             What::BlockJob { domain, disk } => format!("a block job on disk {disk} of {}", domain.name),
             What::Checkpoint { domain, name } => format!("the checkpoint {name} of {}", domain.name),
+            What::Locked(domain) => {
+                return format!(
+                    "{}: {}; nobody can save, migrate or back it up, nor take a snapshot",
+                    domain.name,
+                    fence::LOST
+                );
+            }
             What::Unseen { object, why } => return format!("{object} could not be looked at: {why}"),
         };
         let used = if self.users.is_empty() {
@@ -350,6 +360,7 @@ impl Leftover {
     pub fn remedy(&self) -> String {
         match (&self.owner, &self.what) {
             (_, What::Unseen { .. }) => "See what keeps it from being looked at".to_owned(),
+            (_, What::Locked(_)) => fence::LOST_REMEDY.to_owned(),
             (Owner::Open(job), _) => {
                 format!(
                     "None as long as the job goes on: it settles that itself (vmkeep job show {})",

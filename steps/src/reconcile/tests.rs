@@ -366,3 +366,18 @@ fn whoever_is_connected_to_a_socket_is_seen() {
     assert!(uses::connected_to(&path) && !uses::connected_to(&other));
     drop((client, inside));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_that_libvirt_has_locked_for_ever_is_told_with_the_way_out_and_left_alone() {
+    let scene = Scene::new();
+    let look = Look { store: STORE.to_owned(), ..Look::default() };
+    let locked = |found: &[Leftover]| found.iter().filter(|one| one.what == What::Locked(domain())).count();
+    let world = scene.fake.world();
+    assert_eq!(locked(&look.around(&world, &[summary(JobStatus::Running)]).await.unwrap()), 0);
+    scene.fake.state().locked = true;
+    let found = look.around(&world, &[summary(JobStatus::Running)]).await.unwrap();
+    assert_eq!(locked(&found), 1, "{found:?}");
+    let told = found.iter().find(|one| one.what == What::Locked(domain())).unwrap();
+    assert!(told.words().contains("waits for ever") && told.remedy().contains("async='backup'"), "{told:?}");
+    assert_eq!(told.sweep(), None);
+}

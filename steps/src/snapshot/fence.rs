@@ -59,7 +59,7 @@ pub async fn busy(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Opti
                 lost += 1;
                 tokio::time::sleep(LOST_LOOKS.1).await;
             }
-            Err(e) if e.trouble == Trouble::JobLost => return Ok(Some(LOST.to_owned())),
+            Err(e) if e.trouble == Trouble::JobLost => return Ok(Some(never_ends())),
             Err(e) => return Err(e),
         }
     }
@@ -68,9 +68,36 @@ pub async fn busy(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Opti
 /// How often, and how far apart, libvirt must say in a row that it has lost a job.
 const LOST_LOOKS: (u32, Duration) = (20, Duration::from_millis(250));
 
-/// What nothing ends but the domain's own end. Seen with libvirt 9.0.
-const LOST: &str = "libvirt was killed while it began a backup, and now waits for ever for a job that is not there: shut the \
-    domain down, restart libvirtd, and start it again";
+/// What libvirt never ends by itself. Seen with libvirt 9.0.
+pub const LOST: &str =
+    "libvirt was killed while it began a backup, and now waits for ever for a job that is not there";
+/// What ends it.
+pub const LOST_REMEDY: &str = "stop libvirtd, take async='backup' and asyncStarted out of <job> in the domain's file below \
+    /run/libvirt/qemu, and start libvirtd: the guest runs on; or shut the domain down, restart libvirtd, and start it again";
+
+fn never_ends() -> String {
+    format!("{LOST}: {LOST_REMEDY}")
+}
+
+/// Whether libvirt has locked the domain for ever. Not known of one that libvirt is busy with at this moment.
+///
+/// # Errors
+/// When the hypervisor could not be asked.
+pub async fn is_locked(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<bool, HvError> {
+    match hypervisor.control(domain).await {
+        Ok(Control::Idle) => {}
+        Ok(_) => return Ok(false),
+        Err(e) if matches!(e.trouble, Trouble::NotRunning | Trouble::NoSuchDomain) => return Ok(false),
+        Err(e) => return Err(e),
+    }
+    match hypervisor.domain_job(domain).await {
+        Err(e) if e.trouble == Trouble::JobLost => {
+            Ok(busy(hypervisor, domain).await?.is_some_and(|what| what == never_ends()))
+        }
+        // What else keeps it from answering is somebody else's to tell.
+        _ => Ok(false),
+    }
+}
 
 /// Whether a call of ours can still take effect on a domain.
 ///
@@ -78,7 +105,7 @@ const LOST: &str = "libvirt was killed while it began a backup, and now waits fo
 /// When the hypervisor could not be asked.
 pub async fn fence(hypervisor: &dyn Hypervisor, domain: &DomainId) -> Result<Fence, HvError> {
     match busy(hypervisor, domain).await? {
-        Some(what) if what != LOST => return Ok(Fence::Open(what)),
+        Some(what) if what != never_ends() => return Ok(Fence::Open(what)),
         // Behind a lock that nothing ends nobody's call begins any more.
         Some(_) | None => {}
     }

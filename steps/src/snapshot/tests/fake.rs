@@ -62,6 +62,8 @@ pub(crate) struct State {
     /// A save that goes on until the guest is stopped or the job is aborted.
     pub(crate) endless: bool,
     pub(crate) aborted: bool,
+    /// libvirtd was killed while it began a backup.
+    pub(crate) locked: bool,
     /// For so many looks libvirt has a snapshot with memory begun, but not its file, and lets nobody else at its job.
     pub(crate) preparing: usize,
     /// So many aborts come before QEMU has begun to write: they are accepted, and stop nothing.
@@ -198,6 +200,7 @@ impl Fake {
             crashed: false,
             endless: false,
             aborted: false,
+            locked: false,
             preparing: 0,
             early_aborts: 0,
             free: 1 << 39,
@@ -407,6 +410,9 @@ impl Hypervisor for Fake {
 
     async fn domain_job(&self, _: &DomainId) -> HvResult<Option<DomainJob>> {
         self.is_let_at_the_job().await;
+        if self.state().locked {
+            return Err(HvError::new(Trouble::JobLost, "backup job data missing"));
+        }
         Ok(self.state().job.clone())
     }
 
