@@ -66,6 +66,10 @@ impl Blow {
 #[derive(Debug, Default)]
 pub struct Harm {
     pub paused: bool,
+    /// The guest was paused in this round.
+    was_paused: bool,
+    /// The machine that is kept aside was paused when it was set aside, and comes back so.
+    paused_aside: bool,
     /// The guest was taken from its operator, who wants it back.
     pub qemu_ended: bool,
     /// What the guest says is lost until it is started anew.
@@ -78,6 +82,17 @@ pub struct Harm {
     pub blind: bool,
     /// In this round the target was lost: what could not be removed there stays.
     pub was_lost: bool,
+}
+
+impl Harm {
+    /// The job of a round is over. Whoever pauses a machine that another takes the place of finds it paused when it comes back.
+    pub fn is_over(&mut self, exchanged: bool, undone: bool) {
+        let was_paused = std::mem::take(&mut self.was_paused);
+        if exchanged {
+            let comes_back_paused = std::mem::replace(&mut self.paused_aside, was_paused);
+            self.paused |= undone && comes_back_paused;
+        }
+    }
 }
 
 impl Chaos {
@@ -107,11 +122,17 @@ impl Chaos {
                     qemu.id.signal(Signal::CONT);
                 }
             }
+            // A guest that stands still hears nothing.
+            Blow::StopAgent if self.harm.paused => {}
             Blow::StopAgent => {
                 let stopped = self.bed.guest.send("sh kill -STOP $(cat /var/run/qemu-ga.pid)");
                 self.harm.silenced |= stopped.is_ok();
             }
-            Blow::PauseGuest => self.harm.paused |= self.bed.guest.virsh("suspend", &[]).is_ok(),
+            Blow::PauseGuest => {
+                let paused = self.bed.guest.virsh("suspend", &[]).is_ok();
+                self.harm.paused |= paused;
+                self.harm.was_paused |= paused;
+            }
             Blow::ResetGuest => drop(self.bed.guest.virsh("reset", &[])),
             Blow::Cancel => drop(self.bed.host.vmkeep(&["job", "cancel", job, "--reason", "chaos"])),
             Blow::RemoveTarget => self.bed.remove_unpublished(),

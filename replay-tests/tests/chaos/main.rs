@@ -7,6 +7,7 @@
 //! | [`orders`] | what is asked of vmkeepd |
 //! | [`blows`] | what is done to it and to everybody else, and how that is put right again |
 //! | [`oracle`] | what must hold after each round |
+//! | [`vault`] | the same of the vault, and how it is thinned out |
 //!
 //! `scripts/chaos --minutes N --seed S` runs it for long. The seed repeats the choices, not the world's own timing.
 
@@ -18,6 +19,7 @@ mod support;
 mod blows;
 mod oracle;
 mod orders;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,7 +34,7 @@ use serde_json::Value;
 use blows::{Blow, Harm};
 use oracle::Expected;
 use orders::Order;
-use support::bed::{Bed, small};
+use support::bed::{Bed, default_root, small};
 use support::mount::Target;
 use support::{Daemon, Host, about, in_time, until};
 
@@ -54,6 +56,8 @@ struct Tally {
     blows: BTreeMap<Blow, usize>,
     /// Jobs that were gone on with by another vmkeepd.
     resumed: usize,
+    /// Domains that libvirt had locked for ever.
+    locks: usize,
     /// Why an operator was called.
     needs: BTreeMap<u64, usize>,
     /// Why jobs did not succeed.
@@ -75,7 +79,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "jobs {:?}", self.ends)?;
         writeln!(f, "blows, {} in all: {:?}", self.blows.values().sum::<usize>(), self.blows)?;
-        writeln!(f, "resumed {}, needed attention {:?}", self.resumed, self.needs)?;
+        writeln!(f, "resumed {}, needed attention {:?}, unlocked {}", self.resumed, self.needs, self.locks)?;
         write!(f, "reasons of those that did not succeed: {:?}", self.reasons)
     }
 }
@@ -83,7 +87,9 @@ impl fmt::Display for Tally {
 impl Chaos {
     fn new(seed: u64) -> Self {
         let host = Host::new();
-        let target = Target::new(&host, 1024);
+        let vault = host.hypervisor.dir().join("state/vault");
+        let target = Target::new(&host, 1024, &[default_root(&host), vault.clone()]);
+        vault::make(&host, &vault);
         let bed = Bed::boot_on(host, None, &small("web1").disk(DiskSpec::new(32 * MIB).ext4()).agent());
         let expected = Expected::at_first(&bed);
         Self {
@@ -127,9 +133,13 @@ impl Chaos {
         self.put_right();
         self.everybody_up();
         let row = self.settle(&job);
+        let exchanged =
+            row["status"] == "succeeded" && matches!(order, Order::InPlace { .. } | Order::Undo(_));
+        self.harm.is_over(exchanged, matches!(order, Order::Undo(_)));
         self.guest_runs(&job);
         self.judge(&told, &order, &row);
         self.tally.count(&order, &row, &self.bed.host.history(&job));
+        self.thin_out();
     }
 
     /// Waits until the job rests, and does what it asks for.
@@ -142,6 +152,7 @@ impl Chaos {
                 (rests || self.is_forgotten(&row)).then_some(row)
             });
             let row = row.unwrap_or_else(|| panic!("it does not come to rest\n{}", self.bed.host.story(job)));
+            self.unlock();
             if row["ended"].is_string() {
                 return row;
             }
@@ -171,6 +182,27 @@ impl Chaos {
                 (self.bed.host.job(job)["status"] != "needs_attention").then_some(())
             });
         }
+    }
+
+    /// A libvirtd that was killed while it began a backup keeps its lock for ever; its operator takes it away, and the guest
+    /// runs on.
+    fn unlock(&mut self) {
+        let hypervisor = &self.bed.host.hypervisor;
+        let asked = self.bed.guest.virsh("domjobinfo", &[]);
+        if !asked.is_err_and(|e| e.to_string().contains("backup job data missing")) {
+            return;
+        }
+        self.tally.locks += 1;
+        let doctor = self.bed.host.vmkeep(&["doctor"]);
+        let told = String::from_utf8_lossy(&doctor.stdout);
+        assert!(told.contains("take async='backup'"), "the doctor does not know of the lock: {told}");
+        hypervisor.kill_libvirtd().unwrap();
+        let file = hypervisor.dir().join("run/libvirt/qemu/run/web1.xml");
+        let status = std::fs::read_to_string(&file).unwrap();
+        let at = status.find(" async='backup'").unwrap_or_else(|| panic!("no lock in\n{status}"));
+        let end = at + status[at..].find("/>").unwrap();
+        std::fs::write(file, [&status[..at], &status[end..]].concat()).unwrap();
+        hypervisor.start_libvirtd().unwrap();
     }
 
     /// The job goes on trying, and says what is in its way.

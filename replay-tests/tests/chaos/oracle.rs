@@ -22,6 +22,8 @@ pub struct Expected {
     pub kept: BTreeMap<String, Disks>,
     /// Whole backups, with their folders.
     pub backups: BTreeMap<String, PathBuf>,
+    /// Backups in the vault, with a tick that they have.
+    pub vaulted: BTreeMap<String, u64>,
     /// Files beside the disks.
     images: Vec<PathBuf>,
 }
@@ -33,6 +35,7 @@ impl Expected {
             since: 0,
             kept: BTreeMap::new(),
             backups: BTreeMap::new(),
+            vaulted: BTreeMap::new(),
             images: bed.images.clone(),
         }
     }
@@ -51,6 +54,7 @@ impl Chaos {
         }
         self.machine(case);
         self.shelf(case, order, succeeded);
+        self.vault(case, order, succeeded);
         self.nothing_about(case);
     }
 
@@ -81,7 +85,7 @@ impl Chaos {
                 let [id, folder] = ["id", "folder"].map(|field| ours[field].as_str().unwrap().to_owned());
                 expected.backups.insert(id, folder.into());
             }
-            Order::Restore { .. } => {
+            Order::Restore { .. } | Order::Fetch(_) => {
                 let hypervisor = &host.hypervisor;
                 let _ = hypervisor.virsh(["destroy", "--domain", COPY]);
                 let disks = hypervisor.disk_files_in_inactive_xml(COPY).unwrap();
@@ -110,6 +114,11 @@ impl Chaos {
                 assert!(!folder.exists(), "{} is left", folder.display());
             }
             Order::Verify(_) => {}
+            Order::Backup(_) => {
+                let id = job.replace('-', "");
+                let has = crate::vault::judge_backup(host, &id);
+                expected.vaulted.insert(id, has);
+            }
         }
     }
 
@@ -178,6 +187,7 @@ impl Chaos {
         for backup in self.bed.host.backups() {
             judge_backup(&self.bed.host, &backup);
         }
+        self.vault_at_last();
         self.bed.host.ok(&["audit", "verify"]);
         self.daemon = None;
         let printed = self.bed.guest.last_tick();

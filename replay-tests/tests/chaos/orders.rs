@@ -9,6 +9,9 @@ use crate::support::Host;
 /// The restored copy's domain.
 pub const COPY: &str = "copy";
 
+/// The vault's name.
+pub const VAULT: &str = "main";
+
 /// The quickest way to bring a guest to rest.
 const PULL_THE_PLUG: [&str; 3] = ["--destroy", "--shutdown-time", "0s"];
 
@@ -32,16 +35,26 @@ pub enum Order {
     Discard(String),
     Delete(String),
     Verify(String),
+    /// What has changed, or everything, into the vault.
+    Backup(&'static [&'static str]),
+    /// A backup in the vault becomes a copy beside the running domain.
+    Fetch(String),
 }
 
 const SNAPSHOTS: [&[&str]; 4] = [&["--disk-only"], &["--save"], &["--bandwidth", "8M"], &[]];
+const BACKUPS: [&[&str]; 4] = [&[], &["--bandwidth", "16M"], &["--differential"], &["--full"]];
 const EXCHANGES: [&[&str]; 3] = [&[], &["--cold"], &["--save-old"]];
 
 impl Order {
     /// One that can be given.
     pub fn any(rng: &mut Rng, expected: &Expected) -> Self {
         let backup = |rng: &mut Rng| rng.choice(expected.backups.keys()).unwrap().clone();
-        match (rng.u8(0..10), expected.backups.len()) {
+        match (rng.u8(0..14), expected.backups.len()) {
+            (10..=12, _) => Self::Backup(rng.choice(BACKUPS).unwrap()),
+            (13, _) => match rng.choice(expected.vaulted.keys()) {
+                Some(backup) => Self::Fetch(backup.clone()),
+                None => Self::Backup(&[]),
+            },
             (5, 1..) => Self::Restore { backup: backup(rng), cold: rng.bool() },
             (6 | 7, 1..) => match expected.kept.last_key_value() {
                 Some((job, _)) if rng.bool() => Self::Undo(job.clone()),
@@ -64,14 +77,16 @@ impl Order {
             Self::Discard(_) => "discard",
             Self::Delete(_) => "delete",
             Self::Verify(_) => "verify",
+            Self::Backup(_) => "backup",
+            Self::Fetch(_) => "fetch",
         }
     }
 
     /// About as long as nothing else happens in it, in milliseconds.
     pub fn lasts_ms(&self) -> u64 {
         match self {
-            Self::Snapshot(_) => 900,
-            Self::Restore { .. } | Self::InPlace { .. } | Self::Undo(_) => 700,
+            Self::Snapshot(_) | Self::Backup(_) => 900,
+            Self::Restore { .. } | Self::InPlace { .. } | Self::Undo(_) | Self::Fetch(_) => 700,
             Self::Discard(_) | Self::Verify(_) => 150,
             Self::Delete(_) => 50,
         }
@@ -92,6 +107,8 @@ impl Order {
             Self::Discard(job) => vec!["restore", "--discard", job, "--reason", "chaos"],
             Self::Delete(backup) => vec!["delete", backup, "--reason", "chaos"],
             Self::Verify(backup) => vec!["verify", backup],
+            Self::Backup(how) => [&["backup", "web1"], *how].concat(),
+            Self::Fetch(backup) => vec!["restore", backup, "--vault", VAULT, "--as", COPY],
         }
     }
 

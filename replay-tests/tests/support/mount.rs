@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::bed::{default_root, folder, give};
+use super::bed::{folder, give};
 use super::{Host, run};
 
 /// A file system of its own, in memory. Unmounted when dropped, so it must be dropped before its host.
@@ -86,32 +86,40 @@ impl Drop for Mount {
     }
 }
 
-/// The default place of backups on a file system of its own, which can be filled, and go away and come back as it was.
+/// Folders for backups on one file system of its own, which can be filled, and go away and come back as it was.
 pub struct Target {
-    at: PathBuf,
+    /// Where each is seen, and its name on the file system.
+    folders: Vec<(PathBuf, String)>,
     room: Mount,
 }
 
 impl Target {
     /// Only root can mount: elsewhere there is none.
-    pub fn new(host: &Host, mib: u64) -> Option<Self> {
+    pub fn new(host: &Host, mib: u64, folders: &[PathBuf]) -> Option<Self> {
         let room = Mount::new(host, "target", mib)?;
-        let at = default_root(host);
-        folder(host, at.parent().unwrap());
-        // Where it is not mounted there is a folder that nobody but root may write to.
-        fs::create_dir(&at).unwrap();
-        folder(host, &room.0.join("backups"));
-        let target = Self { at, room };
+        let made = folders.iter().enumerate().map(|(number, at)| {
+            folder(host, at.parent().unwrap());
+            // Where it is not mounted there is a folder that nobody but root may write to.
+            fs::create_dir(at).unwrap();
+            let name = number.to_string();
+            folder(host, &room.0.join(&name));
+            (at.clone(), name)
+        });
+        let target = Self { folders: made.collect(), room };
         target.come_back();
         Some(target)
     }
 
     pub fn lose(&self) {
-        run("umount", &["-l", self.at.to_str().unwrap()]);
+        for (at, _) in &self.folders {
+            run("umount", &["-l", at.to_str().unwrap()]);
+        }
     }
 
     pub fn come_back(&self) {
-        run("mount", &["--bind", self.room.0.join("backups").to_str().unwrap(), self.at.to_str().unwrap()]);
+        for (at, name) in &self.folders {
+            run("mount", &["--bind", self.room.0.join(name).to_str().unwrap(), at.to_str().unwrap()]);
+        }
     }
 
     /// Takes all room but `spare` bytes.
@@ -126,7 +134,9 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        for (at, _) in &self.folders {
+            let _ = Command::new("umount").arg("-l").arg(at).status();
+        }
     }
 }
 
