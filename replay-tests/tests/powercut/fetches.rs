@@ -208,5 +208,5 @@ fn a_sync_of_a_restore_from_a_vault_that_is_left_out_is_found_out() {
 
 #[test]
 fn a_second_power_cut_in_the_recovery_of_a_restore_from_a_vault_leaves_what_becomes_whole_or_nothing() {
-    survives_a_second_cut(&Recording::make(KIND), "a restore from a vault", 5);
+    survives_a_second_cut(&Recording::make(KIND), "a restore from a vault", 12);
 }
