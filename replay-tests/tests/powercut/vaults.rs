@@ -276,7 +276,7 @@ fn cut(disk: &Disk, seed: u64) -> Result<Option<usize>, String> {
 #[test]
 fn a_power_cut_leaves_a_vault_in_a_folder_whose_backups_are_whole_and_can_be_built_upon() {
     let disk = record();
-    let (seed, images) = (number("VMKEEP_SEED", fastrand::u64(..)), number("VMKEEP_IMAGES", 40));
+    let (seed, images) = (number("VMKEEP_SEED", fastrand::u64(..)), number("VMKEEP_IMAGES", 30));
     let (mut vaults, mut backups) = (0, 0);
     for n in 0..images {
         if let Some(found) = cut(&disk, seed.wrapping_add(n)).unwrap_or_else(|why| panic!("{why}")) {
