@@ -187,8 +187,8 @@ const KIND: Kind = Kind {
 #[test]
 fn a_power_cut_leaves_a_restore_from_a_vault_that_becomes_whole_or_nothing_and_never_harms_the_vault() {
     let recording = Recording::make(KIND);
-    for n in 1..FILES.len() {
-        assert!(recording.whole(FILES[n]) == content(n), "{}", FILES[n]);
+    for (n, name) in FILES.into_iter().enumerate().skip(1) {
+        assert!(recording.whole(name) == content(n), "{name}");
     }
     becomes_whole_or_nothing(&recording, "a restore from a vault", 40);
 }

@@ -137,7 +137,7 @@ pub(crate) fn fill(root: &Path) {
         say("made");
         let mut last = None;
         for n in 0..BACKUPS {
-            last = Some((n, back_up(&vault, n, last, |told| say(&told)).await.unwrap()));
+            last = Some((n, Box::pin(back_up(&vault, n, last, |told| say(&told))).await.unwrap()));
         }
     });
 }
@@ -234,7 +234,7 @@ async fn judge(folder: &Path, told: &Told, goes_on: bool) -> Result<Option<usize
         }
     }
     let before = look(&vault, told).await?;
-    let next = back_up(&vault, BACKUPS, before.last().copied(), |_| {}).await;
+    let next = Box::pin(back_up(&vault, BACKUPS, before.last().copied(), |_| {})).await;
     let next = next.map_err(|why| format!("the next backup: {why}"))?;
     let report = check(&vault, &holder(), None, true).await.map_err(|e| e.to_string())?;
     if !report.is_clean() || report.whole.len() != before.len() + 1 {
