@@ -73,8 +73,8 @@ struct Follower {
     disk: Disk,
     root: PathBuf,
     names: BTreeMap<(Node, String), Node>,
-    /// Per descriptor: the node, where it stands, whether it always writes to the end.
-    open: HashMap<i32, (Node, u64, bool)>,
+    /// Per process and descriptor: the node, where it stands, whether it always writes to the end.
+    open: HashMap<(u32, i32), (Node, u64, bool)>,
     lengths: HashMap<Node, u64>,
 }
 
@@ -128,6 +128,22 @@ impl Disk {
         let added = self.namings.iter().filter_map(|naming| naming.added.as_ref());
         let named = self.base.iter().chain(added).filter(|(_, of, _)| of == name);
         let nodes: Vec<Node> = named.map(|(.., node)| *node).collect();
+        self.syncs.retain(|node, _| !nodes.contains(node));
+    }
+
+    /// The same of what has, or had, one of certain paths, which begin below the root.
+    pub fn without_syncs_at(&mut self, which: impl Fn(&Path) -> bool) {
+        let added = self.namings.iter().filter_map(|naming| naming.added.as_ref());
+        let mut paths = HashMap::from([(ROOT, PathBuf::new())]);
+        let mut nodes = Vec::new();
+        // A folder is named before what lies in it; what moves away from its first name is no folder.
+        for (dir, name, node) in self.base.iter().chain(added) {
+            let path = paths.get(dir).map(|dir| dir.join(name)).expect("the folder has a path");
+            if which(&path) {
+                nodes.push(*node);
+            }
+            paths.entry(*node).or_insert(path);
+        }
         self.syncs.retain(|node, _| !nodes.contains(node));
     }
 
@@ -303,9 +319,10 @@ impl Follower {
 
     fn follow(&mut self, call: &Call) {
         let ended = call.ended;
+        let of = |fd: &i32| (call.process, *fd);
         match &call.act {
             Act::Open { fd, path, create, truncate, append } => {
-                self.open.remove(fd);
+                self.open.remove(&of(fd));
                 let node = match (self.node(path), self.place(path)) {
                     (Some(node), _) => node,
                     (None, Some((dir, name))) if *create => {
@@ -319,29 +336,29 @@ impl Follower {
                 if *truncate && self.disk.files.contains_key(&node) {
                     self.change(ended, node, Change::Length(0));
                 }
-                self.open.insert(*fd, (node, 0, *append));
+                self.open.insert(of(fd), (node, 0, *append));
             }
-            Act::Duplicate { fd, new } => match self.open.get(fd).copied() {
-                Some(open) => drop(self.open.insert(*new, open)),
-                None => drop(self.open.remove(new)),
+            Act::Duplicate { fd, new } => match self.open.get(&of(fd)).copied() {
+                Some(open) => drop(self.open.insert(of(new), open)),
+                None => drop(self.open.remove(&of(new))),
             },
             Act::Seek { fd, at } => {
-                if let Some((_, stands, _)) = self.open.get_mut(fd) {
+                if let Some((_, stands, _)) = self.open.get_mut(&of(fd)) {
                     *stands = *at;
                 }
             }
             Act::Read { fd, count } => {
-                if let Some((_, stands, _)) = self.open.get_mut(fd) {
+                if let Some((_, stands, _)) = self.open.get_mut(&of(fd)) {
                     *stands += count;
                 }
             }
-            Act::Write { fd: 1, data, .. } if !self.open.contains_key(&1) => {
+            Act::Write { fd: 1, data, .. } if !self.open.contains_key(&of(&1)) => {
                 let text = String::from_utf8_lossy(data);
                 self.disk.said.extend(text.lines().map(|line| (call.begun, line.to_owned())));
                 self.disk.moments.push(call.begun + 1);
             }
             Act::Write { fd, at, data } => {
-                let Some((node, stands, append)) = self.open.get_mut(fd) else { return };
+                let Some((node, stands, append)) = self.open.get_mut(&of(fd)) else { return };
                 let from = match at {
                     Some(at) => *at,
                     None if *append => self.lengths.get(node).copied().unwrap_or_default(),
@@ -354,21 +371,32 @@ impl Follower {
                 self.change(ended, node, Change::Write { at: from, data: data.clone() });
             }
             Act::Truncate { fd, len } => {
-                if let Some((node, ..)) = self.open.get(fd).copied() {
+                if let Some((node, ..)) = self.open.get(&of(fd)).copied() {
                     self.change(ended, node, Change::Length(*len));
                 }
             }
             Act::Allocate { fd, mode, at, len } => {
-                if let Some((node, ..)) = self.open.get(fd).copied() {
+                if let Some((node, ..)) = self.open.get(&of(fd)).copied() {
                     match mode.as_str() {
                         "0" => self.change(ended, node, Change::AtLeast(at + len)),
                         "FALLOC_FL_KEEP_SIZE" => {}
+                        "FALLOC_FL_KEEP_SIZE|FALLOC_FL_PUNCH_HOLE"
+                        | "FALLOC_FL_KEEP_SIZE|FALLOC_FL_ZERO_RANGE" => {
+                            let length = self.lengths.get(&node).copied().unwrap_or_default();
+                            let len = (at + len).min(length).saturating_sub(*at);
+                            let data = vec![0; usize::try_from(len).expect("a length")];
+                            self.change(ended, node, Change::Write { at: *at, data });
+                        }
+                        "FALLOC_FL_ZERO_RANGE" => {
+                            let data = vec![0; usize::try_from(*len).expect("a length")];
+                            self.change(ended, node, Change::Write { at: *at, data });
+                        }
                         other => panic!("fallocate {other}"),
                     }
                 }
             }
             Act::Sync { fd } => {
-                if let Some((node, ..)) = self.open.get(fd).copied() {
+                if let Some((node, ..)) = self.open.get(&of(fd)).copied() {
                     self.disk.syncs.entry(node).or_default().push((call.begun, ended));
                     self.disk.moments.push(ended + 1);
                 }
@@ -393,7 +421,7 @@ impl Follower {
             }
             // SQLite's index of its log is shared memory that happens to have a name: it is made anew from the log.
             Act::Share { fd } => {
-                if let Some((node, ..)) = self.open.get(fd) {
+                if let Some((node, ..)) = self.open.get(&of(fd)) {
                     let name =
                         self.names.iter().find(|(_, at)| *at == node).map(|((_, name), _)| name.as_str());
                     assert!(
@@ -457,8 +485,11 @@ mod tests {
     use super::*;
 
     fn acts(acts: Vec<Act>) -> Disk {
-        let calls: Vec<Call> =
-            acts.into_iter().enumerate().map(|(n, act)| Call { begun: n, ended: n, act }).collect();
+        let calls: Vec<Call> = acts
+            .into_iter()
+            .enumerate()
+            .map(|(n, act)| Call { begun: n, ended: n, process: 1, act })
+            .collect();
         Disk::of(&calls, Path::new("/r"), None).unwrap()
     }
 
@@ -508,7 +539,7 @@ mod tests {
 
     #[test]
     fn a_sync_speaks_only_for_what_had_ended_when_it_began() {
-        let call = |begun, ended, act| Call { begun, ended, act };
+        let call = |begun, ended, act| Call { begun, ended, process: 1, act };
         let calls = [
             call(0, 0, open(3, "/r/a", true)),
             call(1, 1, open(4, "/r", false)),

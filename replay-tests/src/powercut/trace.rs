@@ -16,6 +16,8 @@ pub struct Call {
     pub begun: usize,
     /// The same of its end.
     pub ended: usize,
+    /// Whose descriptors it speaks of: all threads of a process have the same.
+    pub process: u32,
     /// What it did.
     pub act: Act,
 }
@@ -123,7 +125,8 @@ pub enum Act {
 /// The calls that are recorded. Everything that changes a file and is not among them would go unnoticed.
 const CALLS: &str = "open,openat,openat2,creat,dup,dup2,dup3,fcntl,lseek,read,readv,write,writev,pwrite64,pwritev,pwritev2,\
                      truncate,ftruncate,fallocate,fsync,fdatasync,sync,syncfs,rename,renameat,renameat2,unlink,unlinkat,rmdir,\
-                     mkdir,mkdirat,link,linkat,symlink,symlinkat,copy_file_range,sendfile,splice,ioctl,mmap";
+                     mkdir,mkdirat,link,linkat,symlink,symlinkat,copy_file_range,sendfile,splice,ioctl,mmap,\
+                     clone,clone3,fork,vfork";
 
 /// Runs a program to its end and returns its calls. Its standard output is a pipe; what it writes there is among them.
 ///
@@ -157,6 +160,25 @@ pub fn record<'a>(
 /// When a line makes no sense.
 #[must_use]
 pub fn read(text: &str) -> Vec<Call> {
+    let whole = whole(text);
+    let parents: HashMap<u32, u32> =
+        whole.iter().filter_map(|(thread, .., line)| Some((begun_thread(line)?, *thread))).collect();
+    let process = |mut thread: u32| {
+        while let Some(parent) = parents.get(&thread) {
+            thread = *parent;
+        }
+        thread
+    };
+    let understood = whole.iter().filter_map(|(thread, begun, ended, line)| {
+        let (begun, ended, process) = (*begun, *ended, process(*thread));
+        understand(line).map(|act| Call { begun, ended, process, act })
+    });
+    understood.collect()
+}
+
+/// The calls that have ended, in the order in which they did: whose each was, when it began, when it ended, and what was said
+/// of it.
+fn whole(text: &str) -> Vec<(u32, usize, usize, String)> {
     let mut begun: HashMap<&str, (usize, &str)> = HashMap::new();
     let mut calls = Vec::new();
     for (now, line) in text.lines().enumerate() {
@@ -175,11 +197,17 @@ pub fn read(text: &str) -> Vec<Call> {
         if whole.starts_with("+++") || whole.starts_with("---") {
             continue;
         }
-        if let Some(act) = understand(&whole) {
-            calls.push(Call { begun: since, ended: now, act });
-        }
+        calls.push((thread.parse().expect("a thread"), since, now, whole));
     }
     calls
+}
+
+/// The thread that a call has begun, if that has the descriptors of its beginner.
+fn begun_thread(line: &str) -> Option<u32> {
+    if !line.starts_with("clone") || !line.contains("CLONE_FILES") {
+        return None;
+    }
+    line.rsplit_once(" = ")?.1.trim().parse().ok()
 }
 
 fn understand(line: &str) -> Option<Act> {
@@ -242,7 +270,7 @@ fn understand(line: &str) -> Option<Act> {
         {
             Act::Share { fd: fd(4)? }
         }
-        "mmap" => return None,
+        "mmap" | "clone" | "clone3" | "fork" | "vfork" => return None,
         "ioctl" if !arg(1).contains("CLONE") => return None,
         _ => strange(),
     })
@@ -324,22 +352,36 @@ mod tests {
 
     #[test]
     fn calls_of_two_threads_are_told_apart_and_keep_their_beginnings_and_ends() {
-        let text = r#"10 openat(AT_FDCWD<\x2f\x61>, "\x62", O_RDWR|O_CREAT|O_CLOEXEC, 0600) = 4<\x2f\x61\x2f\x62>
+        let text = r#"10 clone3({flags=CLONE_VM|CLONE_FS|CLONE_FILES|CLONE_THREAD, stack_size=0x1}, 88) = 11
+10 openat(AT_FDCWD<\x2f\x61>, "\x62", O_RDWR|O_CREAT|O_CLOEXEC, 0600) = 4<\x2f\x61\x2f\x62>
 10 pwrite64(4<\x2f\x61\x2f\x62>, "\x2c\x22\x28", 3, 512 <unfinished ...>
 11 fdatasync(4<\x2f\x61\x2f\x62>)   = 0
 10 <... pwrite64 resumed>) = 2
 11 write(4<\x61\x6e\x6f\x6e>, "\x01", 1) = 1
 11 unlink("\x2f\x7a") = -1 ENOENT (No such file or directory)
 11 rename("\x2f\x61\x2f\x62", "\x2f\x61\x2f\x63") = 0
+10 clone3({flags=CLONE_VM|CLONE_VFORK, exit_signal=SIGCHLD, stack_size=0x1}, 88) = 12
+12 fsync(4<\x2f\x61\x2f\x64>) = 0
 11 +++ exited with 0 +++"#;
         let open = Act::Open { fd: 4, path: "/a/b".into(), create: true, truncate: false, append: false };
         assert_eq!(
             read(text),
             [
-                Call { begun: 0, ended: 0, act: open },
-                Call { begun: 2, ended: 2, act: Act::Sync { fd: 4 } },
-                Call { begun: 1, ended: 3, act: Act::Write { fd: 4, at: Some(512), data: b",\"".to_vec() } },
-                Call { begun: 6, ended: 6, act: Act::Rename { from: "/a/b".into(), to: "/a/c".into() } },
+                Call { begun: 1, ended: 1, process: 10, act: open },
+                Call { begun: 3, ended: 3, process: 10, act: Act::Sync { fd: 4 } },
+                Call {
+                    begun: 2,
+                    ended: 4,
+                    process: 10,
+                    act: Act::Write { fd: 4, at: Some(512), data: b",\"".to_vec() }
+                },
+                Call {
+                    begun: 7,
+                    ended: 7,
+                    process: 10,
+                    act: Act::Rename { from: "/a/b".into(), to: "/a/c".into() }
+                },
+                Call { begun: 9, ended: 9, process: 12, act: Act::Sync { fd: 4 } },
             ]
         );
     }

@@ -1,13 +1,13 @@
 //! The files of a restore: whatever a cut leaves, the job that goes on makes them whole, or leaves nothing of them; and the
 //! backup that they come from stays as it was.
 //!
-//! The program is an engine with the product's own steps, on a plan of folders and files alone. Its journal tells of each
-//! append and each note once it is durable, so that it is known for every instant what a restart finds in it. After a cut the
-//! files are built anew *at their old paths*, the journal is filled with what was durable, and another engine goes on; in
-//! half of the cases it is asked to cancel the job. Files that were built anew have other inodes: what the journal says of the
-//! old ones is put into words of the new.
+//! The program is an engine with the product's own steps, on a plan of folders and files alone; [`crate::fetches`] has another
+//! such plan, for a vault. After a cut the files are built anew *at their old paths*, the journal is filled with what was
+//! durable, and another engine goes on; in half of the cases it is asked to cancel the job. Files that were built anew have other
+//! inodes: what the journal says of the old ones is put into words of the new.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,25 +17,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fastrand::Rng;
-use replay_tests::powercut::disk::{Disk, Image};
+use replay_tests::powercut::disk::Disk;
 use replay_tests::powercut::trace;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
 use vmkeep_steps::image::root::Roots;
 use vmkeep_steps::restore::folder::RestoreFolder;
 use vmkeep_steps::restore::image::RestoreImage;
 use vmkeep_steps::restore::machine::RestoreVariables;
 use vmkeep_steps::snapshot::Places;
-use vmkeep_store::MemoryStore;
-use vmkeep_workflow::engine::{Config, Limits, NoEnvironment, SystemClock};
-use vmkeep_workflow::journal::{Append, AppendError, Appended, JobFilter, Record, Reserve, StoreError};
 use vmkeep_workflow::{
-    Actor, Code, Engine, EventStore, Fault, IfBusy, JobId, JobRequest, JobStatus, JobSummary, Plan,
-    PlanContext, Registry, Seq, Step, StepSpec, StreamId, Subject, Workflow, WorkflowName,
+    Code, Fault, JobId, JobStatus, Plan, PlanContext, Registry, Step, StepSpec, Workflow, WorkflowName,
 };
 
+use crate::journals::{Telling, filled, go_on, succeed, translated};
 use crate::stores::{copy, number, workshop};
-use crate::workload::{Act, program, runtime, say};
+use crate::workload::{Act, program, runtime};
 
 const NAME: &str = "restore-files";
 /// Bytes of each disk.
@@ -54,76 +50,6 @@ fn backup(root: &Path) -> PathBuf {
 
 fn images(root: &Path) -> PathBuf {
     root.join("images/new")
-}
-
-/// A journal that tells what is durable in it.
-struct Telling(MemoryStore);
-
-#[async_trait]
-impl EventStore for Telling {
-    fn id(&self) -> uuid::Uuid {
-        self.0.id()
-    }
-
-    async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let records: Vec<String> =
-            append.records.iter().map(|bytes| String::from_utf8(bytes.clone()).unwrap()).collect();
-        let told = json!({
-            "stream": append.stream.to_string(), "expected": append.expected.0, "records": records,
-            "summary": append.summary,
-        });
-        let appended = self.0.append(append).await?;
-        say(&format!("append {told}"));
-        Ok(appended)
-    }
-
-    async fn put_row(&self, job: JobId, row: &str, value: &Value) -> Result<(), StoreError> {
-        self.0.put_row(job, row, value).await?;
-        say(&format!("row {}", json!({ "job": job.to_string(), "row": row, "value": value })));
-        Ok(())
-    }
-
-    async fn clear_rows(&self, job: JobId) -> Result<(), StoreError> {
-        self.0.clear_rows(job).await?;
-        say(&format!("clear {}", json!({ "job": job.to_string() })));
-        Ok(())
-    }
-
-    async fn read(&self, stream: &StreamId, from: Seq, limit: usize) -> Result<Vec<Record>, StoreError> {
-        self.0.read(stream, from, limit).await
-    }
-
-    async fn last(&self, stream: &StreamId) -> Result<Seq, StoreError> {
-        self.0.last(stream).await
-    }
-
-    async fn streams(&self) -> Result<Vec<StreamId>, StoreError> {
-        self.0.streams().await
-    }
-
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobSummary>, StoreError> {
-        self.0.jobs(filter).await
-    }
-
-    async fn job(&self, job: JobId) -> Result<Option<JobSummary>, StoreError> {
-        self.0.job(job).await
-    }
-
-    async fn key(&self, key: &str) -> Result<Option<StreamId>, StoreError> {
-        self.0.key(key).await
-    }
-
-    async fn rows(&self, job: JobId) -> Result<Vec<(String, Value)>, StoreError> {
-        self.0.rows(job).await
-    }
-
-    fn subscribe(&self) -> broadcast::Receiver<Record> {
-        self.0.subscribe()
-    }
-
-    async fn reserve(&self) -> Result<Reserve, StoreError> {
-        self.0.reserve().await
-    }
 }
 
 /// The folder and the files of a restore, without a domain.
@@ -173,46 +99,22 @@ impl Workflow for Files {
     }
 }
 
-fn engine(store: Arc<dyn EventStore>, root: &Path) -> Engine {
-    let roots = Roots::open([root.join("backups"), root.join("images")]).unwrap();
-    let places = Places { roots: Arc::new(roots) };
-    let registry = Registry::new()
+pub(crate) fn places(root: &Path, kept: &str) -> Places {
+    Places { roots: Arc::new(Roots::open([root.join(kept), root.join("images")]).unwrap()) }
+}
+
+fn registry(root: &Path) -> Registry {
+    let places = places(root, "backups");
+    Registry::new()
         .step(RestoreFolder(places.clone()))
         .step(RestoreImage(places.clone()))
         .step(RestoreVariables(places))
-        .workflow(Files(root.to_owned()));
-    Engine::new(Config {
-        store,
-        registry,
-        clock: Arc::new(SystemClock),
-        environment: Arc::new(NoEnvironment),
-        limits: Limits::default(),
-        on_fatal: Arc::new(|why| panic!("{why}")),
-    })
-}
-
-fn who() -> Actor {
-    Actor { who: "test".to_owned(), why: None }
+        .workflow(Files(root.to_owned()))
 }
 
 /// What is recorded.
 pub(crate) fn restore(root: &Path) {
-    runtime().block_on(async {
-        let engine = engine(Arc::new(Telling(MemoryStore::new())), root);
-        let request = JobRequest {
-            workflow: NAME.into(),
-            subject: Subject { id: "copy".to_owned(), label: "copy".to_owned() },
-            options: Value::Null,
-            key: None,
-            by: who(),
-            if_busy: IfBusy::Refuse,
-            limits: Vec::new(),
-            retry_of: None,
-        };
-        let job = engine.request(request).await.unwrap();
-        let summary = engine.wait(job).await.unwrap();
-        assert_eq!(summary.status, JobStatus::Succeeded, "{:?}", summary.fault);
-    });
+    runtime().block_on(succeed(NAME, registry(root)));
 }
 
 /// A backup of two disks, one of them a chain, and of firmware variables.
@@ -251,49 +153,142 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-struct Recording {
-    _place: tempfile::TempDir,
+/// What the files come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    pub(crate) act: Act,
+    /// Makes it below a root.
+    pub(crate) prepare: fn(&Path),
+    /// The steps and the workflow.
+    pub(crate) registry: fn(&Path) -> Registry,
+    /// Folders that a job may write to besides that of the images.
+    pub(crate) others: &'static [&'static str],
+    /// The names of the files that are made.
+    pub(crate) files: &'static [&'static str],
+    /// Whether qcow2 images are converted from raw ones.
+    pub(crate) converts: bool,
+}
+
+pub(crate) struct Recording {
+    place: tempfile::TempDir,
     root: PathBuf,
-    disk: Disk,
-    /// All files as they are in the end, those of the backup among them.
+    pub(crate) disk: Disk,
+    kind: Kind,
+    /// What there was before.
+    before: BTreeMap<PathBuf, Vec<u8>>,
+    /// The files as they are in the end.
     whole: BTreeMap<PathBuf, Vec<u8>>,
     /// The final paths of the files by the inodes that they had.
     inodes: HashMap<u64, PathBuf>,
+    /// What was durable of the journal when this began.
+    journal: Vec<String>,
+    /// Files that the journal spoke of when this began and that were not there: another that has their name now is not they.
+    gone: HashSet<u64>,
+    /// Whether the job may have been asked to take itself back.
+    cancelled: bool,
 }
 
 impl Recording {
-    fn make() -> Self {
+    pub(crate) fn make(kind: Kind) -> Self {
         let place = workshop();
         let (root, before) = (place.path().join("root"), place.path().join("before"));
-        prepare(&root);
+        (kind.prepare)(&root);
         copy(&root, &before);
-        let (program, arguments, environment) = program("none", Act::Restore, &root);
+        let (program, arguments, environment) = program("none", kind.act, &root);
         let environment = environment.iter().map(|(name, value)| (*name, OsStr::new(value)));
         let disk = Disk::of(&trace::record(&program, &arguments, environment), &root, Some(&before)).unwrap();
-        let whole = contents(&root);
-        let (from, to) = (contents(&backup(&root)), contents(&images(&root)));
-        assert_eq!((from.len(), to.len()), (FILES.len(), FILES.len()), "{:?}", to.keys());
-        for (name, restored) in FILES.iter().filter(|(name, _)| !name.ends_with("qcow2")) {
-            assert!(from[Path::new(name)] == to[Path::new(restored)], "{name}");
+        let whole = contents(&images(&root));
+        assert_eq!(whole.len(), kind.files.len(), "{:?}", whole.keys());
+        let inode = |path: PathBuf| (path.metadata().unwrap().ino(), path);
+        let inodes = contents(&root).keys().map(|path| inode(root.join(path))).collect();
+        let (journal, before) = (Vec::new(), contents(&before));
+        Self {
+            place,
+            root,
+            disk,
+            kind,
+            before,
+            whole,
+            inodes,
+            journal,
+            gone: HashSet::new(),
+            cancelled: false,
         }
-        let inodes = whole
-            .keys()
-            .map(|path| root.join(path))
-            .map(|path| (path.metadata().unwrap().ino(), path))
-            .collect();
-        Self { _place: place, root, disk, whole, inodes }
+    }
+
+    /// The recovery from a cut at an instant that the seed chooses, as a recording of its own. Nothing if there was nothing to
+    /// recover.
+    pub(crate) fn of_recovery(&self, seed: u64) -> Option<Self> {
+        let mut rng = Rng::with_seed(seed);
+        let at = self.disk.instant(&mut rng);
+        let image = self.disk.cut(at, &mut rng);
+        image.said().find(|line| line.starts_with("append "))?;
+        let place = workshop();
+        let (root, before) = (self.root.clone(), place.path().join("before"));
+        fs::remove_dir_all(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        image.write(&root).unwrap();
+        copy(&root, &before);
+        let cancelled = seed % 2 == 1;
+        // What is said of files means those that are there now.
+        let mut journal: Vec<String> =
+            self.journal.iter().cloned().chain(image.said().map(str::to_owned)).collect();
+        let job = translated(&mut journal, |value, job| self.translate(value, job))?;
+        let gone = RefCell::new(HashSet::new());
+        translated(&mut journal.clone(), |value, _| self.missing(value, &mut gone.borrow_mut()));
+        let gone = gone.into_inner();
+        fs::write(beside(&root, "journal"), journal.join("\n")).unwrap();
+        fs::write(beside(&root, "cancelled"), cancelled.to_string()).unwrap();
+        let act = if self.kind.converts { Act::FetchAgain } else { Act::RestoreAgain };
+        let (program, arguments, environment) = program("none", act, &root);
+        let environment = environment.iter().map(|(name, value)| (*name, OsStr::new(value)));
+        let inode = |at: PathBuf, path: PathBuf| Some((at.metadata().ok()?.ino(), path));
+        let mut inodes: HashMap<u64, PathBuf> = HashMap::new();
+        for name in self.kind.files {
+            let path = images(&root).join(name);
+            let under_way = path.with_file_name(self.asides(name, job));
+            inodes.extend([path.clone(), under_way].into_iter().filter_map(|at| inode(at, path.clone())));
+        }
+        let disk = Disk::of(&trace::record(&program, &arguments, environment), &root, Some(&before)).unwrap();
+        let all = contents(&root).into_keys().map(|path| root.join(path));
+        inodes.extend(all.filter_map(|path| inode(path.clone(), path)));
+        let (before, whole) = (self.before.clone(), self.whole.clone());
+        Some(Self { place, root, disk, kind: self.kind, before, whole, inodes, journal, gone, cancelled })
+    }
+
+    /// The files as they are in the end.
+    pub(crate) fn whole(&self, name: &str) -> &[u8] {
+        &self.whole[Path::new(name)]
+    }
+
+    /// Where a file of this name may be while it is under way.
+    fn asides(&self, name: &str, job: JobId) -> String {
+        let what = match self.kind.converts && name.ends_with(".qcow2") {
+            true => format!("{name}, converted"),
+            false => name.to_owned(),
+        };
+        aside(&what, job)
     }
 
     /// Says of a file's inode and times what they are now.
     fn translate(&self, value: &mut Value, job: JobId) {
         if let Some(ino) = value.get("ino").and_then(Value::as_u64)
             && value.get("mtime_nsec").is_some()
-            && let Some(path) = self.inodes.get(&ino)
         {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            let digest = blake3::hash(name.as_bytes()).to_hex();
-            let aside = path.with_file_name(format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16]));
-            let there = [path, &aside].into_iter().find_map(|path| path.symlink_metadata().ok());
+            let there = match self.inodes.get(&ino) {
+                Some(path) => {
+                    let name = path.file_name().unwrap().to_str().unwrap();
+                    let aside = path.with_file_name(self.asides(name, job));
+                    [path.clone(), aside].into_iter().find_map(|path| path.symlink_metadata().ok())
+                }
+                // Of a file that is gone in the end: the raw one of an image that was converted.
+                None if self.gone.contains(&ino) => None,
+                None => {
+                    let mut converted = self.kind.files.iter().filter(|name| name.ends_with(".qcow2"));
+                    let name = converted.next().filter(|_| self.kind.converts);
+                    name.and_then(|name| images(&self.root).join(aside(name, job)).symlink_metadata().ok())
+                }
+            };
             if let Some(data) = there {
                 value["dev"] = json!(data.dev());
                 value["ino"] = json!(data.ino());
@@ -308,48 +303,26 @@ impl Recording {
         }
     }
 
-    /// The journal as it was durable.
-    async fn journal(&self, image: &Image<'_>) -> Arc<MemoryStore> {
-        let store = Arc::new(MemoryStore::new());
-        for line in image.said() {
-            let Some((what, told)) = line.split_once(' ') else { continue };
-            if !["append", "row", "clear"].contains(&what) {
-                continue;
+    /// Which files a value speaks of that are not there, or not as long as it says.
+    fn missing(&self, value: &Value, gone: &mut HashSet<u64>) {
+        if let (Some(ino), Some(size)) = (value["ino"].as_u64(), value["size"].as_u64()) {
+            let there = contents(&self.root).into_keys().any(|path| {
+                let data = self.root.join(path).metadata().unwrap();
+                (data.ino(), data.len()) == (ino, size)
+            });
+            if !there {
+                gone.insert(ino);
             }
-            let told: Value = serde_json::from_str(told).unwrap();
-            if what == "append" {
-                let summary: Option<JobSummary> = serde_json::from_value(told["summary"].clone()).unwrap();
-                let records = told["records"].as_array().unwrap().iter().map(|record| {
-                    let mut record: Value = serde_json::from_str(record.as_str().unwrap()).unwrap();
-                    if let Some(summary) = &summary {
-                        self.translate(&mut record, summary.job);
-                    }
-                    record.to_string().into_bytes()
-                });
-                let append = Append {
-                    stream: StreamId::from(told["stream"].as_str().unwrap().to_owned()),
-                    expected: Seq(told["expected"].as_u64().unwrap()),
-                    records: records.collect(),
-                    summary: summary.clone(),
-                    key: None,
-                };
-                store.append(append).await.unwrap();
-                continue;
-            }
-            let job: JobId = told["job"].as_str().unwrap().parse().unwrap();
-            if what == "clear" {
-                store.clear_rows(job).await.unwrap();
-                continue;
-            }
-            let mut value = told["value"].clone();
-            self.translate(&mut value, job);
-            store.put_row(job, told["row"].as_str().unwrap(), &value).await.unwrap();
         }
-        store
+        match value {
+            Value::Array(all) => all.iter().for_each(|one| self.missing(one, gone)),
+            Value::Object(all) => all.values().for_each(|one| self.missing(one, gone)),
+            _ => {}
+        }
     }
 
     /// Cuts the power at an instant that the seed chooses, and lets the job go on. How it ended; nothing if it had not begun.
-    fn cut(&self, seed: u64) -> Result<Option<JobStatus>, String> {
+    pub(crate) fn cut(&self, seed: u64) -> Result<Option<JobStatus>, String> {
         let mut rng = Rng::with_seed(seed);
         let at = self.disk.instant(&mut rng);
         let image = self.disk.cut(at, &mut rng);
@@ -359,48 +332,94 @@ impl Recording {
         let cancels = rng.bool();
         let why = |what: String| format!("VMKEEP_SEED={seed}, at {at}, cancelled: {cancels}: {what}");
         let ended = runtime().block_on(async {
-            let store = self.journal(&image).await;
-            let jobs = store.jobs(&JobFilter::default()).await.unwrap();
-            let job = jobs.first().map(|job| job.job)?;
-            let engine = engine(store, &self.root);
-            engine.recover().await.unwrap();
-            if cancels {
-                // One that is over cannot be cancelled any more.
-                let _ = engine.cancel(job, who()).await;
-            }
-            Some(engine.wait(job).await.unwrap())
+            let lines = self.journal.iter().map(String::as_str).chain(image.said());
+            let store = filled(lines, |value, job| self.translate(value, job)).await;
+            go_on(store, (self.kind.registry)(&self.root), cancels).await
         });
         let found = contents(&self.root);
-        let backup = |path: &&PathBuf| path.starts_with("backups");
-        for path in self.whole.keys().filter(backup) {
-            if found.get(path) != self.whole.get(path) {
-                return Err(why(format!("{} of the backup has changed", path.display())));
-            }
+        if let Some((path, _)) = self.before.iter().find(|(path, bytes)| found.get(*path) != Some(*bytes)) {
+            return Err(why(format!("{} has changed", path.display())));
         }
+        let free = |path: &&PathBuf| {
+            let named = self.before.contains_key(*path) || path.starts_with("images");
+            !named && !self.kind.others.iter().any(|other| path.starts_with(other))
+        };
+        if let Some(path) = found.keys().find(free) {
+            return Err(why(format!("{} has no business there", path.display())));
+        }
+        let found = contents(&images(&self.root));
         let Some(summary) = ended else {
-            let more = found.keys().find(|path| !backup(path));
-            return more.map_or(Ok(None), |path| Err(why(format!("{} and no job", path.display()))));
+            return match found.keys().next() {
+                None => Ok(None),
+                Some(path) => Err(why(format!("{} and no job", path.display()))),
+            };
         };
         match summary.status {
-            JobStatus::Succeeded if found == self.whole => Ok(Some(summary.status)),
             JobStatus::Succeeded => {
-                let names: Vec<_> = found.keys().chain(self.whole.keys()).collect();
-                let other = names.into_iter().find(|path| found.get(*path) != self.whole.get(*path));
-                Err(why(format!("it succeeded, and {other:?} is not as it should be")))
+                let names = found.keys().chain(self.whole.keys());
+                let other = names.into_iter().find(|path| !self.is_whole(path, found.get(*path)));
+                match other {
+                    None => Ok(Some(summary.status)),
+                    other => Err(why(format!("it succeeded, and {other:?} is not as it should be"))),
+                }
             }
-            JobStatus::Cancelled if cancels => match fs::read_dir(self.root.join("images")).unwrap().next() {
-                None => Ok(Some(summary.status)),
-                Some(left) => Err(why(format!("it was taken back, and left {:?}", left.unwrap().path()))),
-            },
+            JobStatus::Cancelled if cancels || self.cancelled => {
+                match fs::read_dir(self.root.join("images")).unwrap().next() {
+                    None => Ok(Some(summary.status)),
+                    Some(left) => Err(why(format!("it was taken back, and left {:?}", left.unwrap().path()))),
+                }
+            }
             status => Err(why(format!("it is {status:?}: {:?}", summary.fault))),
         }
     }
+
+    /// Whether a file is what it is in the end; one that QEMU has converted may have it in other places.
+    fn is_whole(&self, name: &Path, found: Option<&Vec<u8>>) -> bool {
+        let (Some(found), Some(whole)) = (found, self.whole.get(name)) else { return false };
+        if found == whole {
+            return true;
+        }
+        if !self.kind.converts || name.extension() != Some(OsStr::new("qcow2")) {
+            return false;
+        }
+        let other = self.place.path().join("whole.qcow2");
+        fs::write(&other, whole).unwrap();
+        let images = [other, images(&self.root).join(name)];
+        let run = |arguments: &[&str], images: &[PathBuf]| {
+            Command::new("qemu-img").args(arguments).args(images).output().unwrap().status.success()
+        };
+        run(&["compare", "-q", "-f", "qcow2", "-F", "qcow2"], &images)
+            && run(&["check", "-q", "-f", "qcow2"], &images[1..])
+    }
 }
 
-#[test]
-fn a_power_cut_leaves_a_restore_that_becomes_whole_or_nothing_and_never_harms_the_backup() {
-    let recording = Recording::make();
-    let (seed, images) = (number("VMKEEP_SEED", fastrand::u64(..)), number("VMKEEP_IMAGES", 300));
+fn beside(root: &Path, name: &str) -> PathBuf {
+    root.with_file_name(name)
+}
+
+/// What is recorded of a recovery.
+pub(crate) fn recover(root: &Path, registry: fn(&Path) -> Registry) {
+    let journal = fs::read_to_string(beside(root, "journal")).unwrap();
+    let cancels = fs::read_to_string(beside(root, "cancelled")).unwrap() == "true";
+    runtime().block_on(async {
+        let store = Arc::new(Telling(filled(journal.lines(), |_, _| {}).await));
+        go_on(store, registry(root), cancels).await.unwrap();
+    });
+}
+
+pub(crate) fn restore_again(root: &Path) {
+    recover(root, registry);
+}
+
+/// The name of a file that a job is writing.
+fn aside(what: &str, job: JobId) -> String {
+    let digest = blake3::hash(what.as_bytes()).to_hex();
+    format!(".vmkeep-{}-{}", job.short(), &digest.as_str()[..16])
+}
+
+/// Cuts as often as is asked for. How many became whole, how many were taken back.
+pub(crate) fn becomes_whole_or_nothing(recording: &Recording, what: &str, images: u64) {
+    let (seed, images) = (number("VMKEEP_SEED", fastrand::u64(..)), number("VMKEEP_IMAGES", images));
     let (mut whole, mut nothing) = (0, 0);
     for n in 0..images {
         match recording.cut(seed.wrapping_add(n)).unwrap_or_else(|why| panic!("{why}")) {
@@ -410,19 +429,85 @@ fn a_power_cut_leaves_a_restore_that_becomes_whole_or_nothing_and_never_harms_th
         }
     }
     println!(
-        "{images} images of {} instants of a restore: {whole} became whole, {nothing} were taken back (VMKEEP_SEED={seed})",
+        "{images} images of {} instants of {what}: {whole} became whole, {nothing} were taken back (VMKEEP_SEED={seed})",
         recording.disk.instants()
     );
     assert!(whole > 0 && nothing > 0, "the cuts prove too little: {whole} whole, {nothing} taken back");
 }
 
+/// Cuts recoveries, each a few times.
+pub(crate) fn survives_a_second_cut(recording: &Recording, what: &str, recoveries: u64) {
+    const CUTS: u64 = 8;
+    let (seed, pairs) =
+        (number("VMKEEP_SEED", fastrand::u64(..)), number("VMKEEP_IMAGES", recoveries * CUTS));
+    let (mut done, mut whole, mut nothing) = (0, 0, 0);
+    for first in seed.. {
+        let Some(recovery) = recording.of_recovery(first) else { continue };
+        for second in 0..CUTS.min(pairs - done) {
+            let second = first.wrapping_add(second);
+            match recovery
+                .cut(second)
+                .unwrap_or_else(|why| panic!("after a cut with VMKEEP_SEED={first}: {why}"))
+            {
+                Some(JobStatus::Succeeded) => whole += 1,
+                _ => nothing += 1,
+            }
+            done += 1;
+        }
+        if done == pairs {
+            break;
+        }
+    }
+    println!(
+        "{pairs} pairs of cuts of {what}: {whole} became whole, {nothing} were taken back (VMKEEP_SEED={seed})"
+    );
+    assert!(whole > 0 && nothing > 0, "the cuts prove too little: {whole} whole, {nothing} taken back");
+}
+
+const KIND: Kind = Kind {
+    act: Act::Restore,
+    prepare,
+    registry,
+    others: &[],
+    files: &["copy-vda.base1.raw", "copy-vda.qcow2", "copy-vdb.raw", "copy_VARS.fd"],
+    converts: false,
+};
+
+#[test]
+fn a_power_cut_leaves_a_restore_that_becomes_whole_or_nothing_and_never_harms_the_backup() {
+    let recording = Recording::make(KIND);
+    for (name, restored) in FILES.iter().filter(|(name, _)| !name.ends_with("qcow2")) {
+        assert!(recording.before[&Path::new("backups/b").join(name)] == recording.whole(restored), "{name}");
+    }
+    becomes_whole_or_nothing(&recording, "a restore", 300);
+}
+
 #[test]
 fn a_sync_of_a_restore_that_is_left_out_is_found_out() {
     for name in ["copy-vda.base1.raw", "copy-vda.qcow2", "copy-vdb.raw", "copy_VARS.fd", "new", "images"] {
-        let mut recording = Recording::make();
+        let mut recording = Recording::make(KIND);
         recording.disk.without_syncs_of(name);
         let found = (0..3000).position(|seed| recording.cut(seed).is_err());
         println!("a restore without the syncs of {name}: the first cut that costs something is {found:?}");
+        assert!(found.is_some(), "nobody misses the syncs of {name}");
+    }
+}
+
+#[test]
+fn a_second_power_cut_in_the_recovery_of_a_restore_leaves_what_becomes_whole_or_nothing() {
+    survives_a_second_cut(&Recording::make(KIND), "a restore", 12);
+}
+
+#[test]
+fn a_sync_of_a_recovery_that_is_left_out_is_found_out() {
+    let recording = Recording::make(KIND);
+    for name in ["copy-vda.qcow2", "copy-vdb.raw", "new", "images"] {
+        let found = (0..200_u64).find_map(|first| {
+            let mut recovery = recording.of_recovery(first)?;
+            recovery.disk.without_syncs_of(name);
+            (0..20).find(|second| recovery.cut(*second).is_err()).map(|second| (first, second))
+        });
+        println!("a recovery without the syncs of {name}: the first cuts that cost something are {found:?}");
         assert!(found.is_some(), "nobody misses the syncs of {name}");
     }
 }

@@ -30,6 +30,14 @@ pub(crate) enum Act {
     Publish,
     /// It restores the files of a backup.
     Restore,
+    /// It goes on with that after a power cut.
+    RestoreAgain,
+    /// It restores the files of a backup in a vault.
+    Fetch,
+    /// It goes on with that after a power cut.
+    FetchAgain,
+    /// It makes a vault and backups in it.
+    Fill,
     /// It makes overlays.
     Overlay,
     /// It opens the store and writes a while, and reacts to failures as the engine does.
@@ -72,6 +80,10 @@ fn child() {
     match act.as_str() {
         "Publish" => return crate::backups::publish_and_withdraw(Path::new(&root)),
         "Restore" => return crate::restores::restore(Path::new(&root)),
+        "Fetch" => return crate::fetches::restore(Path::new(&root)),
+        "RestoreAgain" => return crate::restores::restore_again(Path::new(&root)),
+        "FetchAgain" => return crate::fetches::restore_again(Path::new(&root)),
+        "Fill" => return crate::vaults::fill(Path::new(&root)),
         "Overlay" => return crate::overlays::make(Path::new(&root)),
         _ => {}
     }
