@@ -10,6 +10,7 @@ use vmkeep_steps::snapshot::disk::overlay_job;
 use vmkeep_workflow::{Body, Event, JobStatus, JobSummary};
 
 use super::director::{Act, Trouble_};
+use super::outside;
 use super::run::{Acts, Before, copy, kept};
 use super::scenario::{Purpose, Scenario, Stage, files};
 
@@ -92,19 +93,24 @@ pub fn judge(
     if scenario.of_vault() {
         in_vault(scenario, stage, was, end, &mut wrong);
     }
+    outside::judge(scenario, stage, was, end, &mut wrong);
+    let mixed = stage.world.mixed(&stage.domain.id);
     last_cut(stage, &mut wrong);
+    if stage.world.mixed(&stage.domain.id) && !mixed && !attended {
+        wrong.push("after a last power cut the domain has a TPM that is not its own".to_owned());
+    }
     wrong.extend(stage.world.wrong());
     Verdict { status, attention: attention.join("; "), fault, wrong }
 }
 
 /// What is expected of what the job leaves.
 #[derive(Clone, Copy)]
-struct End {
+pub(super) struct End {
     /// It has not ended: it waits for an operator.
-    attended: bool,
+    pub(super) attended: bool,
     /// What was there to be taken away may still be there.
     left: bool,
-    succeeded: bool,
+    pub(super) succeeded: bool,
     /// The guest ran when the job was planned.
     ran: bool,
 }
@@ -173,17 +179,16 @@ fn guest(
 }
 
 fn leftovers(scenario: &Scenario, stage: &Stage, was: &Before, succeeded: bool, wrong: &mut Vec<String>) {
-    let images = files(&stage.at("images"));
+    let images = stage.images();
     let new: Vec<_> = images.difference(&was.images).collect();
     let gone: Vec<_> = was.images.difference(&images).collect();
     let expected_new =
         if scenario.purpose == Purpose::Exchange && succeeded && scenario.workflow != "restore-undo" {
-            scenario.formats.len()
+            scenario.files()
         } else {
             0
         };
-    let expected_gone =
-        if scenario.purpose == Purpose::Discard && succeeded { scenario.formats.len() } else { 0 };
+    let expected_gone = if scenario.purpose == Purpose::Discard && succeeded { scenario.files() } else { 0 };
     if new.len() != expected_new || gone.len() != expected_gone {
         wrong.push(format!("beside the images: new {new:?}, gone {gone:?}"));
     }
@@ -209,7 +214,7 @@ fn leftovers(scenario: &Scenario, stage: &Stage, was: &Before, succeeded: bool, 
         if !succeeded && !left.is_empty() {
             wrong.push(format!("left of the new domain: {left:?}"));
         }
-        if succeeded && left.len() != scenario.formats.len() {
+        if succeeded && left.len() != scenario.files() {
             wrong.push(format!("files of the new domain: {left:?}"));
         }
     }
@@ -271,6 +276,7 @@ fn backup(stage: &Stage, manifest: &manifest::Manifest, folder: &Path, roots: &R
     if least.zip(most).is_some_and(|(least, most)| most - least >= ticks.len().max(2) as u64) {
         wrong.push(format!("a backup of {} is of several instants: {ticks:?}", stage.domain.name));
     }
+    wrong.extend(outside::backup(manifest, folder));
     if let Some(saved) = manifest.memory.saved() {
         match Fake::memory_in(&folder.join(saved.file.as_str())) {
             Ok(memory) if memory.values().copied().collect::<Vec<_>>() == ticks => {}

@@ -30,7 +30,7 @@ use vmkeep_workflow::{
 
 use super::director::{Act, Director, Mortal, Reached};
 use super::judge::{self, Verdict};
-use super::scenario::{At, Scenario, Stage, files};
+use super::scenario::{At, Scenario, Stage};
 use super::vault;
 
 /// What happens at which place, by its number.
@@ -278,6 +278,9 @@ fn arrange(scenario: &Scenario, stage: &Stage) {
     if scenario.agent {
         stage.world.gets_agent(id);
     }
+    if scenario.sealed {
+        stage.world.gets_sealed(id);
+    }
     if scenario.at != At::Off || !scenario.before.is_empty() || scenario.of_vault() {
         stage.world.operator_starts(id);
         for _ in 0..5 {
@@ -351,6 +354,8 @@ fn test(play: &Play<'_>, acts: &Acts) -> Ran {
 /// The world before the job.
 pub struct Before {
     pub images: BTreeSet<PathBuf>,
+    /// Domains that libvirt has the state of a TPM of.
+    pub tpms: BTreeSet<PathBuf>,
     pub backups: usize,
     pub kept: usize,
     /// Backups in the vault.
@@ -360,7 +365,8 @@ pub struct Before {
 
 fn before(stage: &Stage) -> Before {
     Before {
-        images: files(&stage.at("images")),
+        images: stage.images(),
+        tpms: stage.tpms(),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
         in_vault: stage.kept().len(),
