@@ -50,7 +50,12 @@ pub fn judge(scenario: &Scenario, stage: &Stage, was: &Before, end: End, wrong: 
     let (machines, troubles) = kept::list(&Places { roots: Arc::new(roots) }, &stage.at("restored"));
     wrong.extend(troubles);
     for machine in machines {
-        let disk = on(&[layer(&machine.kept.disks[0].path)]);
+        let disks = &machine.kept.disks;
+        if disks.len() != scenario.formats.len() {
+            wrong.push(format!("the record of what is kept aside names the disks {disks:?}"));
+            continue;
+        }
+        let disk = on(&[layer(&disks[0].path)]);
         let variables = machine.kept.variables.as_ref().map(|variables| boots(&variables.path));
         let tpm =
             machine.kept.tpm.iter().flatten().map(|file| boots(&machine.folder.join(file.file.as_str())));
