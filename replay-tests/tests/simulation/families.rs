@@ -285,7 +285,7 @@ fn a_save_that_is_told_to_stop_leaves_the_guest_running_and_no_state() {
     // Those in the middle of a save all, of the others some.
     let (within, others): (Vec<_>, Vec<_>) =
         cases.into_iter().partition(|case| case.acts.values().any(|act| *act != Act::Cancel));
-    let cases = within.into_iter().chain(picked(others, most(40))).collect();
+    let cases = within.into_iter().chain(picked(others, most(20))).collect();
     play("a save is told to stop", cases);
 }
 
@@ -358,7 +358,7 @@ fn a_machine_that_somebody_starts_while_its_exchange_goes_back_is_never_one_that
                 .map(move |acts| Case { scenario, acts })
         })
         .collect();
-    play("started on the way back", cases);
+    play("started on the way back", picked(cases, most(120)));
 }
 
 /// Others (a start with the host) have let it run: its disks and its TPM have moved on, and going back would lose that.
@@ -431,7 +431,7 @@ fn whatever_file_cannot_be_read_the_job_ends_or_goes_back() {
             cases.extend(acts.map(|act| Case { scenario, acts: Acts::from([(LOOKS + at, act)]) }));
         }
     }
-    play("failing at every look at a file", picked(cases, most(100)));
+    play("failing at every look at a file", picked(cases, most(70)));
 }
 
 /// Nor is it left out of the record of what is kept aside, or left behind when that goes.
@@ -446,7 +446,7 @@ fn what_cannot_be_looked_at_is_neither_left_out_of_a_record_nor_left_behind() {
             cases.extend(refused.map(|acts| Case { scenario, acts }));
         }
     }
-    play("failing at a look at a file of an exchange", picked(cases, most(60)));
+    play("failing at a look at a file of an exchange", picked(cases, most(40)));
 }
 
 #[test]
@@ -476,7 +476,7 @@ fn what_an_attempt_that_failed_has_left_is_taken_back_though_the_undo_is_cut_off
             }
         }
     }
-    play("failed on disk, and killed on the way back", picked(cases, most(60)));
+    play("failed on disk, and killed on the way back", picked(cases, most(40)));
 }
 
 #[test]

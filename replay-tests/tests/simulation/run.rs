@@ -286,7 +286,7 @@ fn arrange(scenario: &Scenario, stage: &Stage) {
     if scenario.sealed {
         stage.world.gets_sealed(id);
     }
-    if scenario.at != At::Off || !scenario.before.is_empty() || scenario.of_vault() {
+    if scenario.at != At::Off || !scenario.before.is_empty() || scenario.of_vault() || scenario.sealed {
         stage.world.operator_starts(id);
         for _ in 0..5 {
             stage.world.pass();
