@@ -42,6 +42,22 @@ pub(crate) fn touch(how: &'static str) -> rustix::io::Result<()> {
     crate::simulation::witness().map_or(Ok(()), |witness| crate::simulation::touch(&*witness, how))
 }
 
+/// A file is about to be read in this way: opened, looked at, listed, read from.
+///
+/// # Errors
+/// As [`touch`].
+#[cfg(feature = "simulation")]
+pub(crate) fn look(how: &'static str) -> rustix::io::Result<()> {
+    crate::simulation::witness().map_or(Ok(()), |witness| crate::simulation::look(&*witness, how))
+}
+
+/// Without a simulation nothing is asked.
+#[cfg(not(feature = "simulation"))]
+#[inline(always)]
+pub(crate) const fn look(_how: &'static str) -> rustix::io::Result<()> {
+    Ok(())
+}
+
 /// Without a simulation nothing is asked.
 #[cfg(not(feature = "simulation"))]
 #[inline(always)]

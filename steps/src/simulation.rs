@@ -34,6 +34,8 @@ pub enum Hands {
     Own,
     /// The file system: one change of a file, in the middle of such a piece of work. All of it happens, or nothing.
     Disk,
+    /// The file system: one look at a file, in the middle of such a piece of work. It changes nothing.
+    Look,
     /// Whoever keeps a vault: what was sent to it may arrive after its sender is gone.
     Vault,
 }
@@ -56,6 +58,8 @@ pub struct Place {
 pub enum Order {
     /// It goes on.
     Go,
+    /// It goes on after so long.
+    Linger(Duration),
     /// This process is dead: it never hears of anything again. What libvirt has begun, libvirt finishes.
     Die,
     /// The same, but what is left of the call waits in libvirt for so long before it is carried out.
@@ -111,9 +115,18 @@ async fn ask(witness: &dyn Witness, place: &Place) {
 /// A change of a file is about to be made. Of a process that dies here nothing more happens: every further change is refused
 /// too, and with the end of the piece of work it never hears of anything again.
 pub(crate) fn touch(witness: &dyn Witness, what: &'static str) -> rustix::io::Result<()> {
-    let place = Place { what, domain: None, side: Side::Before, hands: Hands::Disk };
+    on_disk(witness, what, Hands::Disk)
+}
+
+/// A file is about to be read.
+pub(crate) fn look(witness: &dyn Witness, what: &'static str) -> rustix::io::Result<()> {
+    on_disk(witness, what, Hands::Look)
+}
+
+fn on_disk(witness: &dyn Witness, what: &'static str, hands: Hands) -> rustix::io::Result<()> {
+    let place = Place { what, domain: None, side: Side::Before, hands };
     match witness.at(&place) {
-        Order::Go => Ok(()),
+        Order::Go | Order::Linger(_) => Ok(()),
         Order::Die | Order::DieAndLeave(_) => Err(Errno::IO),
         Order::Fail(e) | Order::Lose(e) | Order::LoseAndLeave(_, e) => Err(match e.trouble {
             Trouble::NoSpace => Errno::NOSPC,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::fs::FileType;
 
+use crate::blocking::{look, touch};
 use crate::image::copy::Identity;
 use crate::image::root::{Component, Folder, RelPath, RootError, TargetRoot};
 use crate::manifest::{TPM_FOLDERS, is_tpm_file};
@@ -65,6 +66,7 @@ fn below(name: &str) -> RelPath {
 /// was last written.
 pub(crate) fn read_still(open: &dyn Fn() -> std::io::Result<File>) -> std::io::Result<(Vec<u8>, Timestamp)> {
     for _ in 0..TRIES {
+        look("read")?;
         let mut file = open()?;
         let before = Identity::of(&file).map_err(|e| std::io::Error::other(e.to_string()))?;
         let mut bytes = Vec::new();
@@ -158,7 +160,8 @@ fn put(state: &Folder, name: &Component, bytes: &[u8]) -> Result<(), TpmError> {
     let aside = Component::literal(format!(".vmkeep-{name}"));
     state.remove_file(&aside)?;
     let mut file = state.create_file(&aside)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let written = touch("write").map_err(std::io::Error::from).and_then(|()| file.write_all(bytes));
+    let written = written.and_then(|()| Ok(touch("sync a file")?)).and_then(|()| file.sync_all());
     written.map_err(|e| failed(&state.path_of(&aside), e))?;
     Ok(state.replace(&aside, name)?)
 }

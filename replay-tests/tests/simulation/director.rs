@@ -57,6 +57,8 @@ pub enum Act {
     Full,
     /// Somebody cancels the job.
     Cancel,
+    /// The same, and the call in progress takes so many milliseconds more.
+    CancelInCall(u64),
 }
 
 /// A kind of failure.
@@ -100,6 +102,8 @@ pub struct Reached {
 struct State {
     acts: BTreeMap<usize, Act>,
     reached: Vec<Reached>,
+    /// Looks at files, which change nothing: numbered apart, from [`LOOKS`] on.
+    looked: Vec<&'static str>,
     /// Counting begins when the job under test is asked for.
     on: bool,
     dead: bool,
@@ -124,6 +128,9 @@ const OFTEN: u32 = 300;
 /// Changes of files that take room.
 pub const ROOM: [&str; 3] = ["make a folder", "create a file", "write"];
 
+/// The number of the place before the first look at a file.
+pub const LOOKS: usize = 1_000_000;
+
 /// So many places, and a run goes round in circles.
 const MOST: usize = 20_000;
 
@@ -132,6 +139,7 @@ impl Director {
         let state = State {
             acts,
             reached: Vec::new(),
+            looked: Vec::new(),
             on: false,
             dead: false,
             for_ever: None,
@@ -151,6 +159,11 @@ impl Director {
 
     pub fn reached(&self) -> Vec<Reached> {
         self.state().reached.clone()
+    }
+
+    /// The looks at files, in their order.
+    pub fn looked(&self) -> Vec<&'static str> {
+        self.state().looked.clone()
     }
 
     /// Whether this life is over; asked again it is another one's.
@@ -184,10 +197,15 @@ impl Director {
             if !state.on {
                 return Order::Go;
             }
-            let name = what.trim_start_matches("vmkeep_steps::").replace("::{{closure}}", "");
-            state.reached.push(Reached { what: name, side, hands });
-            let number = state.reached.len();
-            if number > MOST {
+            let number = if hands == Hands::Look {
+                state.looked.push(what);
+                LOOKS + state.looked.len()
+            } else {
+                let name = what.trim_start_matches("vmkeep_steps::").replace("::{{closure}}", "");
+                state.reached.push(Reached { what: name, side, hands });
+                state.reached.len()
+            };
+            if state.reached.len() > MOST {
                 state.fatal.push(format!("it goes round in circles at {what}"));
                 state.dead = true;
                 self.told.notify_one();
@@ -240,9 +258,12 @@ impl Director {
                 self.state().for_ever = Some((ROOM.to_vec(), Trouble_::NoSpace, OFTEN));
                 return Order::Fail(failure(Trouble_::NoSpace));
             }
-            Act::Cancel => {
+            Act::Cancel | Act::CancelInCall(_) => {
                 self.state().cancel = true;
                 self.told.notify_one();
+                if let Act::CancelInCall(ms) = act {
+                    return Order::Linger(Duration::from_millis(ms));
+                }
             }
         }
         if !act.kills() {
@@ -273,7 +294,7 @@ impl Mortal {
     async fn place(&self, side: Side) {
         if !matches!(
             self.director.step("append", side, Hands::Own),
-            Order::Go | Order::Fail(_) | Order::Lose(_) | Order::LoseAndLeave(..)
+            Order::Go | Order::Linger(_) | Order::Fail(_) | Order::Lose(_) | Order::LoseAndLeave(..)
         ) {
             std::future::pending::<()>().await;
         }

@@ -11,7 +11,7 @@ use vmkeep_steps::simulation::{Hands, Side};
 use vmkeep_workflow::state::State;
 use vmkeep_workflow::{Body, JobStatus, replay};
 
-use super::director::{Act, ROOM, Reached, Trouble_};
+use super::director::{Act, LOOKS, ROOM, Reached, Trouble_};
 use super::run::{Acts, Ran, run};
 use super::scenario::{INCREMENTAL, Purpose, SCENARIOS, Scenario};
 
@@ -171,7 +171,8 @@ fn undisturbed_every_workflow_does_what_it_is_for() {
     for scenario in scenarios() {
         let ran = undisturbed(scenario);
         assert_eq!(ran.verdict.status, Some(JobStatus::Succeeded), "{}", scenario.name);
-        println!("{}: {} places, {} events", scenario.name, ran.reached.len(), ran.history.len());
+        let (places, looks, events) = (ran.reached.len(), ran.looked.len(), ran.history.len());
+        println!("{}: {places} places, {looks} looks, {events} events", scenario.name);
         if setting("VMKEEP_SIM_PLACES").is_some() {
             ran.reached.iter().enumerate().for_each(|(n, place)| println!("  {} {place:?}", n + 1));
         }
@@ -264,6 +265,30 @@ fn whatever_dies_with_vmkeepd_at_whatever_boundary_the_world_is_whole_in_the_end
     play("dead at every boundary", picked(cases, most(150)));
 }
 
+/// Wherever it is, also in the middle of what libvirt does for seconds: the guest runs, and the memory that was begun is gone.
+#[test]
+fn a_save_that_is_told_to_stop_leaves_the_guest_running_and_no_state() {
+    let saves = ["the classic act", "the classic act with a RAM disk", "memory of a running guest"];
+    let mut cases = Vec::new();
+    for scenario in scenarios().filter(|scenario| saves.contains(&scenario.name)) {
+        for (at, place) in undisturbed(scenario).reached.iter().enumerate() {
+            let cancel = |act| Case { scenario, acts: Acts::from([(at + 1, act)]) };
+            let saves = ["save", "take"].contains(&place.what.as_str());
+            if place.hands == Hands::Libvirt {
+                cases.extend(
+                    [1_000, 100_000].map(|ms| cancel(Act::CancelInCall(ms))).into_iter().filter(|_| saves),
+                );
+            }
+            cases.push(cancel(Act::Cancel));
+        }
+    }
+    // Those in the middle of a save all, of the others some.
+    let (within, others): (Vec<_>, Vec<_>) =
+        cases.into_iter().partition(|case| case.acts.values().any(|act| *act != Act::Cancel));
+    let cases = within.into_iter().chain(picked(others, most(20))).collect();
+    play("a save is told to stop", cases);
+}
+
 /// Two acts: one at every place, the other some places later.
 fn pairs(count: usize, pick: impl Fn(&mut fastrand::Rng, &[Reached]) -> Acts) -> Vec<Case> {
     let mut random = fastrand::Rng::with_seed(seed());
@@ -333,14 +358,29 @@ fn a_machine_that_somebody_starts_while_its_exchange_goes_back_is_never_one_that
                 .map(move |acts| Case { scenario, acts })
         })
         .collect();
-    play("started on the way back", cases);
+    play("started on the way back", picked(cases, most(120)));
+}
+
+/// Others (a start with the host) have let it run: its disks and its TPM have moved on, and going back would lose that.
+#[test]
+fn a_machine_that_others_have_run_is_started_again_and_not_taken_back() {
+    let exchanges = SCENARIOS.iter().filter(|scenario| matches!(scenario.purpose, Purpose::Exchange));
+    let mut cases = Vec::new();
+    for scenario in exchanges {
+        let reached = undisturbed(scenario).reached;
+        let started = 2 + reached.iter().rposition(|place| place.what.starts_with("start")).unwrap();
+        let (runs, stays) = (Act::Host { autostart: true }, Act::Host { autostart: false });
+        let ends = (started + 12..started + 30).step_by(3);
+        cases.extend(ends.map(|at| Case { scenario, acts: Acts::from([(started, runs), (at, stays)]) }));
+    }
+    play("run by others, and ended", cases);
 }
 
 #[test]
 fn whatever_call_fails_in_whatever_way_the_job_ends_or_goes_back() {
     let cases = each(|place| match (place.hands, place.side) {
         (Hands::Own, _) => Vec::new(),
-        (Hands::Disk, _) => Vec::new(),
+        (Hands::Disk | Hands::Look, _) => Vec::new(),
         (Hands::Libvirt | Hands::Vault, Side::Before) => vec![
             Act::Fail(Trouble_::Transient),
             Act::Fail(Trouble_::Permanent),
@@ -379,6 +419,36 @@ fn whatever_change_of_a_file_fails_in_whatever_way_the_job_ends_or_goes_back() {
     play("failing at every change of a file", picked(cases, most(150)));
 }
 
+/// An I/O error, or no right, on an image, a memory, a manifest, a record: once, and from there on for a long time. What cannot
+/// be read is not taken for what is not there.
+#[test]
+fn whatever_file_cannot_be_read_the_job_ends_or_goes_back() {
+    let mut cases = Vec::new();
+    for scenario in scenarios() {
+        let looked = undisturbed(scenario).looked;
+        for at in 1..=looked.len() {
+            let acts = [Act::Fail(Trouble_::Transient), Act::Fail(Trouble_::Permanent), Act::FailForEver];
+            cases.extend(acts.map(|act| Case { scenario, acts: Acts::from([(LOOKS + at, act)]) }));
+        }
+    }
+    play("failing at every look at a file", picked(cases, most(70)));
+}
+
+/// Nor is it left out of the record of what is kept aside, or left behind when that goes.
+#[test]
+fn what_cannot_be_looked_at_is_neither_left_out_of_a_record_nor_left_behind() {
+    let mut cases = Vec::new();
+    for scenario in scenarios() {
+        if matches!(scenario.purpose, Purpose::Exchange | Purpose::Discard) {
+            let looked = undisturbed(scenario).looked;
+            let looks = looked.iter().enumerate().filter(|(_, what)| **what == "look at");
+            let refused = looks.map(|(at, _)| Acts::from([(LOOKS + at + 1, Act::Fail(Trouble_::Permanent))]));
+            cases.extend(refused.map(|acts| Case { scenario, acts }));
+        }
+    }
+    play("failing at a look at a file of an exchange", picked(cases, most(40)));
+}
+
 #[test]
 fn cancelled_anywhere_and_killed_while_it_goes_back_a_job_goes_back_all_the_same() {
     let cases = pairs(many(120), |random, reached| {
@@ -387,6 +457,26 @@ fn cancelled_anywhere_and_killed_while_it_goes_back_a_job_goes_back_all_the_same
         Acts::from([(first, Act::Cancel), (second, killed_somehow(random))])
     });
     play("cancelled, and killed on the way back", cases);
+}
+
+/// An attempt leaves a note of what it has done, another one fails, and the undo, which goes by the notes, is done twice.
+#[test]
+fn what_an_attempt_that_failed_has_left_is_taken_back_though_the_undo_is_cut_off() {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let mut cases = Vec::new();
+    for scenario in scenarios().filter(|scenario| scenario.workflow.starts_with("restore")) {
+        for (at, place) in undisturbed(scenario).reached.iter().enumerate() {
+            if place.hands == Hands::Disk {
+                let (fails, dies) = (at + 1, at + 2 + random.usize(..40));
+                let fault = [Act::Fail(Trouble_::Permanent), Act::FailForEver][random.usize(..2)];
+                cases.push(Case {
+                    scenario,
+                    acts: Acts::from([(fails, fault), (dies, killed_somehow(&mut random))]),
+                });
+            }
+        }
+    }
+    play("failed on disk, and killed on the way back", picked(cases, most(40)));
 }
 
 #[test]

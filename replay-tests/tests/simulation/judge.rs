@@ -9,7 +9,8 @@ use vmkeep_steps::manifest::{self, catalogue};
 use vmkeep_steps::snapshot::disk::overlay_job;
 use vmkeep_workflow::{Body, Event, JobStatus, JobSummary};
 
-use super::director::{Act, Trouble_};
+use super::director::{Act, LOOKS, Trouble_};
+use super::outside;
 use super::run::{Acts, Before, copy, kept};
 use super::scenario::{Purpose, Scenario, Stage, files};
 
@@ -26,21 +27,25 @@ pub struct Verdict {
 
 /// Acts after which a job may ask for an operator: somebody acted on the domain, libvirt lost its notes, or a call
 /// fails for ever. After all others it has to find its way by itself.
-fn may_need_attention(acts: &Acts) -> bool {
+fn may_need_attention(scenario: &Scenario, acts: &Acts) -> bool {
+    // A machine that starts with the host while its exchange goes back is somebody's.
+    let cancelled =
+        scenario.purpose == Purpose::Exchange && acts.values().any(|act| matches!(act, Act::Cancel));
     acts.values().any(|act| {
-        matches!(
-            act,
-            Act::Libvirtd
-                | Act::KilledWithLibvirtd
-                | Act::Start
-                | Act::Destroy
-                | Act::Pause
-                | Act::Resume
-                | Act::QemuAndStart
-                | Act::FailForEver
-                | Act::Full
-                | Act::Fail(Trouble_::Permanent | Trouble_::NoSpace)
-        )
+        (cancelled && matches!(act, Act::Host { autostart: true }))
+            || matches!(
+                act,
+                Act::Libvirtd
+                    | Act::KilledWithLibvirtd
+                    | Act::Start
+                    | Act::Destroy
+                    | Act::Pause
+                    | Act::Resume
+                    | Act::QemuAndStart
+                    | Act::FailForEver
+                    | Act::Full
+                    | Act::Fail(Trouble_::Permanent | Trouble_::NoSpace)
+            )
     })
 }
 
@@ -60,7 +65,7 @@ pub fn judge(
     let fault = ended.as_ref().and_then(|s| s.fault.as_ref()).map(ToString::to_string).unwrap_or_default();
     match status {
         None => wrong.push("the job does not end".to_owned()),
-        Some(JobStatus::NeedsAttention) if !may_need_attention(acts) => {
+        Some(JobStatus::NeedsAttention) if !may_need_attention(scenario, acts) => {
             wrong.push(format!("the job needs attention: {}", attention.join("; ")));
         }
         Some(JobStatus::Succeeded) => {}
@@ -88,23 +93,28 @@ pub fn judge(
     if !attended && !left {
         leftovers(scenario, stage, was, succeeded, &mut wrong);
     }
-    backups(scenario, stage, was, end, &mut wrong);
+    backups(scenario, stage, was, acts, end, &mut wrong);
     if scenario.of_vault() {
         in_vault(scenario, stage, was, end, &mut wrong);
     }
+    outside::judge(scenario, stage, was, end, &mut wrong);
+    let mixed = stage.world.mixed(&stage.domain.id);
     last_cut(stage, &mut wrong);
+    if stage.world.mixed(&stage.domain.id) && !mixed && !attended {
+        wrong.push("after a last power cut the domain has a TPM that is not its own".to_owned());
+    }
     wrong.extend(stage.world.wrong());
     Verdict { status, attention: attention.join("; "), fault, wrong }
 }
 
 /// What is expected of what the job leaves.
 #[derive(Clone, Copy)]
-struct End {
+pub(super) struct End {
     /// It has not ended: it waits for an operator.
-    attended: bool,
+    pub(super) attended: bool,
     /// What was there to be taken away may still be there.
     left: bool,
-    succeeded: bool,
+    pub(super) succeeded: bool,
     /// The guest ran when the job was planned.
     ran: bool,
 }
@@ -173,17 +183,16 @@ fn guest(
 }
 
 fn leftovers(scenario: &Scenario, stage: &Stage, was: &Before, succeeded: bool, wrong: &mut Vec<String>) {
-    let images = files(&stage.at("images"));
+    let images = stage.images();
     let new: Vec<_> = images.difference(&was.images).collect();
     let gone: Vec<_> = was.images.difference(&images).collect();
     let expected_new =
         if scenario.purpose == Purpose::Exchange && succeeded && scenario.workflow != "restore-undo" {
-            scenario.formats.len()
+            scenario.files()
         } else {
             0
         };
-    let expected_gone =
-        if scenario.purpose == Purpose::Discard && succeeded { scenario.formats.len() } else { 0 };
+    let expected_gone = if scenario.purpose == Purpose::Discard && succeeded { scenario.files() } else { 0 };
     if new.len() != expected_new || gone.len() != expected_gone {
         wrong.push(format!("beside the images: new {new:?}, gone {gone:?}"));
     }
@@ -209,7 +218,7 @@ fn leftovers(scenario: &Scenario, stage: &Stage, was: &Before, succeeded: bool, 
         if !succeeded && !left.is_empty() {
             wrong.push(format!("left of the new domain: {left:?}"));
         }
-        if succeeded && left.len() != scenario.formats.len() {
+        if succeeded && left.len() != scenario.files() {
             wrong.push(format!("files of the new domain: {left:?}"));
         }
     }
@@ -219,6 +228,7 @@ fn backups(
     scenario: &Scenario,
     stage: &Stage,
     was: &Before,
+    acts: &Acts,
     End { attended, left, succeeded, .. }: End,
     wrong: &mut Vec<String>,
 ) {
@@ -240,7 +250,9 @@ fn backups(
         (Purpose::Fewer(n), true) => was.backups - n,
         _ => was.backups,
     };
-    if whole != expected && !attended {
+    // Retention leaves what it cannot read.
+    let unread = scenario.workflow == "prune" && acts.keys().any(|at| *at > LOOKS);
+    if whole != expected && !attended && !(unread && whole > expected) {
         wrong.push(format!("{whole} backups, and not {expected}"));
     }
 }
@@ -271,6 +283,7 @@ fn backup(stage: &Stage, manifest: &manifest::Manifest, folder: &Path, roots: &R
     if least.zip(most).is_some_and(|(least, most)| most - least >= ticks.len().max(2) as u64) {
         wrong.push(format!("a backup of {} is of several instants: {ticks:?}", stage.domain.name));
     }
+    wrong.extend(outside::backup(manifest, folder));
     if let Some(saved) = manifest.memory.saved() {
         match Fake::memory_in(&folder.join(saved.file.as_str())) {
             Ok(memory) if memory.values().copied().collect::<Vec<_>>() == ticks => {}

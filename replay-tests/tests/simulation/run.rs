@@ -30,7 +30,7 @@ use vmkeep_workflow::{
 
 use super::director::{Act, Director, Mortal, Reached};
 use super::judge::{self, Verdict};
-use super::scenario::{At, Scenario, Stage, files};
+use super::scenario::{At, Scenario, Stage};
 use super::vault;
 
 /// What happens at which place, by its number.
@@ -39,6 +39,8 @@ pub type Acts = BTreeMap<usize, Act>;
 /// What became of a run.
 pub struct Ran {
     pub reached: Vec<Reached>,
+    /// Looks at files.
+    pub looked: Vec<&'static str>,
     pub verdict: Verdict,
     pub history: Vec<Event>,
     pub lives: usize,
@@ -120,8 +122,11 @@ impl Play<'_> {
         let world = World { hypervisor: client.clone(), storage: client.clone() };
         let store: Arc<dyn EventStore> =
             Arc::new(Mortal { inner: self.stage.store.clone(), director: self.director.clone() });
+        // Whoever cannot open these does not begin at all.
+        vmkeep_steps::simulation::direct(None);
         let roots =
             Arc::new(Roots::open(["backups", "restored", "images"].map(|n| self.stage.at(n))).unwrap());
+        vmkeep_steps::simulation::direct(Some(self.director.clone()));
         let places = Places { roots: roots.clone() };
         let id = store.id().to_string();
         let none = LowWater { bytes: 0, percent: 0 };
@@ -278,7 +283,10 @@ fn arrange(scenario: &Scenario, stage: &Stage) {
     if scenario.agent {
         stage.world.gets_agent(id);
     }
-    if scenario.at != At::Off || !scenario.before.is_empty() || scenario.of_vault() {
+    if scenario.sealed {
+        stage.world.gets_sealed(id);
+    }
+    if scenario.at != At::Off || !scenario.before.is_empty() || scenario.of_vault() || scenario.sealed {
         stage.world.operator_starts(id);
         for _ in 0..5 {
             stage.world.pass();
@@ -340,17 +348,19 @@ fn test(play: &Play<'_>, acts: &Acts) -> Ran {
         }
     };
     play.director.count_from_now_on(false);
-    let reached = play.director.reached();
+    let (reached, looked) = (play.director.reached(), play.director.looked());
     let summary = ended.clone().or_else(|| play.summary(&request));
     let history = summary.map(|summary| play.history(summary.job)).unwrap_or_default();
     let verdict =
         judge::judge(play.scenario, &play.stage, &was, (ended, &history), acts, play.director.faults());
-    Ran { reached, verdict, history, lives }
+    Ran { reached, looked, verdict, history, lives }
 }
 
 /// The world before the job.
 pub struct Before {
     pub images: BTreeSet<PathBuf>,
+    /// Domains that libvirt has the state of a TPM of.
+    pub tpms: BTreeSet<PathBuf>,
     pub backups: usize,
     pub kept: usize,
     /// Backups in the vault.
@@ -360,7 +370,8 @@ pub struct Before {
 
 fn before(stage: &Stage) -> Before {
     Before {
-        images: files(&stage.at("images")),
+        images: stage.images(),
+        tpms: stage.tpms(),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
         in_vault: stage.kept().len(),

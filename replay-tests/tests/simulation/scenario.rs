@@ -57,6 +57,8 @@ pub struct Scenario {
     pub workflow: &'static str,
     pub formats: &'static [&'static str],
     pub agent: bool,
+    /// With firmware variables and a TPM.
+    pub sealed: bool,
     pub at: At,
     /// Jobs that are done before, undisturbed.
     pub before: &'static [fn(&Stage) -> JobRequest],
@@ -70,6 +72,11 @@ const LARGE: u64 = 256 << 10;
 impl Scenario {
     pub fn of_vault(&self) -> bool {
         matches!(self.workflow, "backup" | "restore-vault")
+    }
+
+    /// How many files a machine has beside the others' images.
+    pub fn files(&self) -> usize {
+        self.formats.len() + usize::from(self.sealed)
     }
 
     pub fn disk_size(&self) -> u64 {
@@ -91,6 +98,19 @@ pub struct Stage {
 impl Stage {
     pub fn at(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// The files beside the images, those of firmware variables included.
+    pub fn images(&self) -> BTreeSet<PathBuf> {
+        let variables =
+            files(&self.at("libvirt/nvram")).into_iter().map(|file| Path::new("nvram").join(file));
+        files(&self.at("images")).into_iter().chain(variables).collect()
+    }
+
+    /// The domains, by UUID, of which libvirt has the state of a TPM.
+    pub fn tpms(&self) -> BTreeSet<PathBuf> {
+        let state = files(&self.at("libvirt/tpm"));
+        state.iter().filter_map(|file| file.iter().next()).map(PathBuf::from).collect()
     }
 
     /// Backups with their folders, oldest first.
@@ -126,6 +146,7 @@ const USUAL: Scenario = Scenario {
     workflow: "snapshot",
     formats: &["qcow2", "raw"],
     agent: false,
+    sealed: false,
     at: At::Running,
     before: &[],
     order: |stage| snapshot(stage, json!({})),
@@ -136,6 +157,7 @@ pub const SCENARIOS: &[Scenario] = &[
     USUAL,
     Scenario {
         name: "memory of a running guest",
+        sealed: true,
         order: |stage| snapshot(stage, json!({ "memory": {} })),
         ..USUAL
     },
@@ -148,6 +170,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the classic act",
+        sealed: true,
         order: |stage| snapshot(stage, json!({ "save": { "use_ram_disk": "never" } })),
         ..USUAL
     },
@@ -158,10 +181,11 @@ pub const SCENARIOS: &[Scenario] = &[
         },
         ..USUAL
     },
-    Scenario { name: "a domain that is off", at: At::Off, ..USUAL },
+    Scenario { name: "a domain that is off", sealed: true, at: At::Off, ..USUAL },
     Scenario { name: "a domain that libvirt has saved", at: At::Saved, ..USUAL },
     Scenario {
         name: "a new domain, which runs",
+        sealed: true,
         workflow: "restore",
         before: &[|stage| snapshot(stage, json!({}))],
         order: |stage| restore(stage, json!({ "then": "running" })),
@@ -170,6 +194,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "a new domain with its memory",
+        sealed: true,
         workflow: "restore",
         before: &[|stage| snapshot(stage, json!({ "memory": {} }))],
         order: |stage| restore(stage, json!({ "then": "running" })),
@@ -178,6 +203,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "in place, from the disks",
+        sealed: true,
         workflow: "restore-in-place",
         before: &[|stage| snapshot(stage, json!({}))],
         order: |stage| in_place(stage, json!({ "cold": true, "rest": { "seconds": 60, "destroy": true } })),
@@ -186,6 +212,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "in place, with both memories",
+        sealed: true,
         workflow: "restore-in-place",
         before: &[|stage| snapshot(stage, json!({ "memory": {} }))],
         order: |stage| in_place(stage, json!({ "rest": { "seconds": 60, "save": true } })),
@@ -194,6 +221,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "the way back",
+        sealed: true,
         workflow: "restore-undo",
         before: &[
             |stage| snapshot(stage, json!({})),
@@ -205,6 +233,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "what was kept goes",
+        sealed: true,
         workflow: "restore-discard",
         before: &[
             |stage| snapshot(stage, json!({})),

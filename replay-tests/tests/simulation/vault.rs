@@ -140,7 +140,7 @@ impl Reached {
         tokio::time::sleep(MOMENT).await;
         self.place.arrive(self.world.elapsed()).await;
         match self.director.step(what, Side::Before, Hands::Vault) {
-            Order::Go => Ok(()),
+            Order::Go | Order::Linger(_) => Ok(()),
             Order::Die | Order::DieAndLeave(_) => std::future::pending().await,
             Order::Fail(e) | Order::Lose(e) | Order::LoseAndLeave(_, e) => Err(error(name, e)),
         }
@@ -153,7 +153,7 @@ impl Reached {
         let late =
             |after| self.place.late.lock().unwrap().push((self.world.elapsed() + after, change.clone()));
         match self.director.step(what, Side::Before, Hands::Vault) {
-            Order::Go => {}
+            Order::Go | Order::Linger(_) => {}
             Order::Die => std::future::pending().await,
             Order::DieAndLeave(after) => {
                 late(after);
@@ -171,7 +171,7 @@ impl Reached {
         }
         self.place.change(change).await?;
         match self.director.step(what, Side::After, Hands::Vault) {
-            Order::Go => Ok(()),
+            Order::Go | Order::Linger(_) => Ok(()),
             Order::Die | Order::DieAndLeave(_) => std::future::pending().await,
             Order::Fail(e) | Order::Lose(e) | Order::LoseAndLeave(_, e) => Err(error(&name, e)),
         }

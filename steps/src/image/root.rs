@@ -24,7 +24,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component as Part, Path, PathBuf};
 
-use crate::blocking::touch;
+use crate::blocking::{look, touch};
 
 /// Why a place could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -244,6 +244,9 @@ impl Folder {
     ) -> Result<OwnedFd, RootError> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        if !flags.contains(OFlags::CREATE) {
+            look("open").map_err(|e| RootError::from_errno(act, self.path.join(rel), e))?;
+        }
         let mut last = Errno::AGAIN;
         for _ in 0..LOOKUPS {
             match rustix::fs::openat2(&self.fd, rel, flags, mode, resolve) {
@@ -336,7 +339,9 @@ impl Folder {
 
     /// What a name stands for, without following a symbolic link; `None` if nothing has that name.
     pub fn stat(&self, name: &Component) -> Result<Option<Stat>, RootError> {
-        match rustix::fs::statat(&self.fd, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+        let seen = look("look at")
+            .and_then(|()| rustix::fs::statat(&self.fd, name.as_str(), AtFlags::SYMLINK_NOFOLLOW));
+        match seen {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(RootError::from_errno("look at", self.path_of(name), e)),
@@ -406,6 +411,7 @@ impl Folder {
     pub fn names(&self) -> Result<Vec<String>, RootError> {
         let fail = |e| RootError::from_errno("list", self.path.clone(), e);
         let mut found = Vec::new();
+        look("list").map_err(fail)?;
         for entry in Dir::read_from(&self.fd).map_err(fail)? {
             let name = entry.map_err(fail)?.file_name().to_string_lossy().into_owned();
             if name != "." && name != ".." {
@@ -421,6 +427,7 @@ impl Folder {
     pub fn entries(&self) -> Result<Vec<(Component, FileType)>, RootError> {
         let fail = |e| RootError::from_errno("list", self.path.clone(), e);
         let mut found = Vec::new();
+        look("list").map_err(fail)?;
         for entry in Dir::read_from(&self.fd).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let Some(name) = entry.file_name().to_str().ok().and_then(|n| Component::new(n).ok()) else {

@@ -1,5 +1,6 @@
 //! What can be found out before a machine is exchanged, and whether it still holds.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -183,7 +184,7 @@ pub(super) async fn disks(
     let looked = crate::blocking::run(move || {
         let (mut found, mut notes) = (Vec::new(), Vec::new());
         for (target, layer) in old {
-            let Ok(identity) = Identity::at(&layer.path) else {
+            let Some(identity) = there(&layer.path)? else {
                 notes.push(format!(
                     "The present image of disk {target}, {}, is not there.",
                     layer.path.display()
@@ -206,9 +207,25 @@ pub(super) async fn disks(
                 replaced,
             });
         }
-        (found, notes)
+        Ok((found, notes))
     });
-    looked.await.map_err(|e| Fault::permanent(Code::UNDEFINED, DOING, String::new(), e))
+    looked.await.unwrap_or_else(|e| Err(Fault::permanent(Code::UNDEFINED, DOING, String::new(), e)))
+}
+
+/// Which file it is, if there is one. What cannot be looked at is not taken for gone: a record without it would let it lie
+/// for ever.
+pub(super) fn there(path: &Path) -> Result<Option<Identity>, Fault> {
+    match Identity::at(path) {
+        Ok(identity) => Ok(Some(identity)),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => {
+            let object = path.display().to_string();
+            Err(Fault::permanent(codes::MISSING_NECESSARY_FILES, "look at a file of the machine", object, e)
+                .remedy(
+                    "Nothing was changed. Make the file accessible to vmkeepd, or move it away if it is lost",
+                ))
+        }
+    }
 }
 
 /// Whether the memory of the machine that is set aside has room.
@@ -270,5 +287,27 @@ pub(super) fn file_of<'a>(
             Err(refuse(codes::DISK_CANNOT_TAKE_PART, domain, cause)
                 .remedy("Leave it out with `--disks`, or restore beside the original with `--as`"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_image_that_cannot_be_looked_at_is_not_taken_for_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |name: &str| {
+            let layer = Layer { path: dir.path().join(name), format: "raw".to_owned() };
+            Machine { definition: String::new(), disks: vec![("vda".into(), layer)] }
+        };
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        let fault = disks(&of("loop"), &[]).await.unwrap_err();
+        assert_eq!(fault.code, codes::MISSING_NECESSARY_FILES);
+        let (found, notes) = disks(&of("gone"), &[]).await.unwrap();
+        assert!(found.is_empty() && notes.len() == 1, "{found:?} {notes:?}");
+        std::fs::write(dir.path().join("there"), b"x").unwrap();
+        let (found, notes) = disks(&of("there"), &[]).await.unwrap();
+        assert!(found.len() == 1 && notes.is_empty(), "{found:?} {notes:?}");
     }
 }

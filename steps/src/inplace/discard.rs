@@ -148,7 +148,7 @@ fn refused(domain: &DomainRef, users: &[String]) -> Fault {
 }
 
 /// Which files go and which stay.
-fn split(kept: &Kept) -> (Vec<(PathBuf, FileId)>, Vec<PathBuf>) {
+fn split(kept: &Kept) -> Result<(Vec<(PathBuf, FileId)>, Vec<PathBuf>), Fault> {
     let own = kept.own_files();
     let all = kept.disks.iter().filter(|disk| disk.replaced).flat_map(|disk| disk.chain.iter());
     let mut stay: Vec<PathBuf> = all.filter(|path| !own.contains(path)).cloned().collect();
@@ -159,14 +159,14 @@ fn split(kept: &Kept) -> (Vec<(PathBuf, FileId)>, Vec<PathBuf>) {
         let disks = kept.disks.iter().map(|disk| (&disk.path, disk.identity));
         let variables = kept.variables.iter().map(|variables| (&variables.path, variables.identity));
         let recorded = disks.chain(variables).find(|(of, _)| **of == path).map(|(_, identity)| identity);
-        match (Identity::at(&path), recorded) {
+        match (check::there(&path)?, recorded) {
             // Another file bears its name by now.
-            (Ok(now), Some(then)) if !now.same_file(&then) => stay.push(path),
-            (Ok(now), _) => go.push((path, FileId { dev: now.dev, ino: now.ino })),
-            (Err(_), _) => {}
+            (Some(now), Some(then)) if !now.same_file(&then) => stay.push(path),
+            (Some(now), _) => go.push((path, FileId { dev: now.dev, ino: now.ino })),
+            (None, _) => {}
         }
     }
-    (go, stay)
+    Ok((go, stay))
 }
 
 #[async_trait]
@@ -243,7 +243,7 @@ impl Workflow for RestoreDiscard {
         if kept.domain.id != domain.id {
             return Err(misread(&options.job.to_string(), "that machine is of another domain"));
         }
-        let (files, stay) = split(&kept);
+        let (files, stay) = split(&kept)?;
         let users = users(world, places, &settings.restored, &folder, &files).await?;
         if !users.is_empty() {
             return Err(refused(&domain, &users));

@@ -16,12 +16,11 @@ use std::path::{Path, PathBuf};
 
 use vmkeep_workflow::{Fault, JobId};
 
-use super::check::DOING;
+use super::check::{DOING, there};
 use super::kept::{KeptVariables, new_name};
 use super::tpm::TpmFrom;
 use crate::codes;
 use crate::hypervisor::{Definition, DomainRef, NvramDef, OwnFolders, TpmDef, TpmKind};
-use crate::image::copy::Identity;
 use crate::image::rights::Wish;
 use crate::image::root::Component;
 use crate::manifest::Manifest;
@@ -102,12 +101,13 @@ pub(super) fn variables_of(
     domain: &DomainRef,
     own: Option<&OwnFolders>,
     new: Option<&Path>,
-) -> Option<KeptVariables> {
-    let path = own?.variables(definition.devices.nvram.as_ref()?, &domain.name);
+) -> Result<Option<KeptVariables>, Fault> {
+    let Some((own, nvram)) = own.zip(definition.devices.nvram.as_ref()) else { return Ok(None) };
+    let path = own.variables(nvram, &domain.name);
     // A machine that never ran has none yet.
-    let identity = Identity::at(&path).ok()?;
+    let Some(identity) = there(&path)? else { return Ok(None) };
     let replaced = new.is_some_and(|new| new != path);
-    Some(KeptVariables { path, identity, replaced })
+    Ok(Some(KeptVariables { path, identity, replaced }))
 }
 
 impl FromBackup<'_> {
@@ -155,7 +155,10 @@ impl FromBackup<'_> {
             state.notes.push("The TPM's state in the backup is left out: it has no TPM now.".to_owned());
         }
         let new = state.nvram.as_deref();
-        state.old = self.present.and_then(|present| variables_of(present, self.domain, Some(&own), new));
+        state.old = match self.present {
+            Some(present) => variables_of(present, self.domain, Some(&own), new)?,
+            None => None,
+        };
         Ok(state)
     }
 

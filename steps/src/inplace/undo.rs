@@ -134,7 +134,7 @@ impl Workflow for RestoreUndo {
                 let aside = kept::folder_of(&settings.restored, cx.job);
                 let (was, rest) = (Was::of(seen.state), options.rest);
                 let variables =
-                    state::variables_of(definition, &domain, own.as_ref(), back_variables.as_deref());
+                    state::variables_of(definition, &domain, own.as_ref(), back_variables.as_deref())?;
                 Some((definition, Present { machine, disks, was, rest, kept: aside, because, variables }))
             }
             None => None,

@@ -16,6 +16,7 @@ use super::ending;
 use super::fetch::{Fetch, Head, Restored, Wanted};
 use super::options::RestoreOptions;
 use super::place::Place;
+use crate::blocking::touch;
 use crate::codes;
 use crate::hypervisor::DomainRef;
 use crate::image::name::encode;
@@ -123,7 +124,12 @@ pub(super) async fn tpm_folder(world: &World, domain: &DomainRef) -> Result<Path
 /// Removes it. Its UUID was made for this job, so that all that is in it is this job's.
 pub(super) async fn remove_tpm(world: &World, domain: &DomainRef) -> Result<(), Fault> {
     let folder = tpm_folder(world, domain).await.map_err(|fault| fault.class(Class::Transient))?;
-    match tokio::fs::remove_dir_all(&folder).await {
+    let gone = folder.clone();
+    let removed = crate::blocking::io(move || {
+        touch("remove")?;
+        std::fs::remove_dir_all(&gone)
+    });
+    match removed.await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             let object = folder.display().to_string();
             Err(Fault::transient(codes::CANNOT_REMOVE_FILE, "remove the TPM's state", object, e))

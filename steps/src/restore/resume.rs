@@ -42,9 +42,15 @@ pub struct ResumeOutput {
 
 const DOING: &str = "let the guest run";
 
+/// The step of an exchange that starts the machine, and says if somebody else has (see [`crate::inplace::begin`]).
+const BEGIN: &str = "begin";
+
 impl ResumeDomain {
+    /// It has run: the note says so, or somebody else had started it already when an exchange was about to.
     fn noted(cx: &StepContext) -> bool {
-        cx.resume.is_some() || cx.progress.saved().is_some()
+        let begun = cx.outputs.get(&BEGIN.into());
+        let by_others = begun.is_some_and(|begun| begun.get("by_others") == Some(&json!(true)));
+        by_others || cx.resume.is_some() || cx.progress.saved().is_some()
     }
 
     async fn go(&self, cx: &StepContext, input: &ResumeInput) -> Result<(), Fault> {

@@ -8,7 +8,7 @@ use vmkeep_workflow::{Fault, Outputs};
 
 use super::Saving;
 use super::guest::SaveOutput;
-use crate::blocking::touch;
+use crate::blocking::{look as looked, touch};
 use crate::hypervisor::{HvError, Storage};
 use crate::image::copy::Identity;
 use crate::snapshot::memory::WHOLE;
@@ -31,7 +31,8 @@ pub struct SavedState {
 /// When it cannot be read.
 pub fn look(path: &Path) -> std::io::Result<Option<SavedState>> {
     let mut header = [0; 28];
-    let mut file = match std::fs::File::open(path) {
+    let opened = looked("open").map_err(std::io::Error::from).and_then(|()| std::fs::File::open(path));
+    let mut file = match opened {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::blocking::touch;
+use crate::blocking::{look as looked, touch};
 
 /// The magic word of a whole image.
 pub const WHOLE: &[u8; 16] = b"LibvirtQemudSave";
@@ -69,13 +69,18 @@ pub enum MemoryFile {
     Whole,
 }
 
+fn open(path: &Path) -> std::io::Result<std::fs::File> {
+    looked("open")?;
+    std::fs::File::open(path)
+}
+
 /// Looks at a memory file. Blocks.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn look(path: &Path) -> std::io::Result<MemoryFile> {
     let mut magic = [0; 16];
-    let mut file = match std::fs::File::open(path) {
+    let mut file = match open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(MemoryFile::Absent),
         file => file?,
     };

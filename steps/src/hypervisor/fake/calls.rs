@@ -335,7 +335,7 @@ impl Hypervisor for Client {
             }
             Some(domain) if !domain.checkpoints.is_empty() => no(Trouble::Refused, "it has checkpoints"),
             _ => {
-                inner.domains.remove(&id);
+                inner.forgotten(&id);
                 Ok(())
             }
         });

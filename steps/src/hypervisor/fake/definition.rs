@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::outside::Sealed;
 use crate::hypervisor::{
     Backing, Definition, Devices, DiskChange, DiskDef, DiskDevice, DiskSource, DomainId, HvError, HvResult,
-    Layer, Marker, Mirror, NewIdentity, Target, Trouble,
+    Layer, Marker, Mirror, NewIdentity, NvramDef, Target, TpmDef, TpmKind, Trouble,
 };
 
 /// A definition.
@@ -19,6 +20,8 @@ pub struct Def {
     pub agent: bool,
     pub cards: usize,
     pub links_down: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
 }
 
 /// A disk of it.
@@ -104,6 +107,9 @@ impl Def {
         for (target, layer) in &identity.disks {
             self.point(target, layer);
         }
+        if let Some(sealed) = self.sealed.as_mut().filter(|_| !identity.same || identity.nvram.is_some()) {
+            sealed.variables.clone_from(&identity.nvram);
+        }
         if !identity.same {
             self.links_down = identity.links_down;
         }
@@ -127,12 +133,25 @@ impl Def {
         let targets: Vec<_> = self.disks.iter().map(|disk| &disk.target).collect();
         Definition {
             xml: self.text(),
-            bare: format!("{:?}", (&self.name, &self.id, targets, self.agent, self.cards, self.links_down)),
+            bare: format!(
+                "{:?}",
+                (&self.name, &self.id, targets, self.agent, self.cards, self.links_down, &self.sealed)
+            ),
             disks: self.disks.iter().map(disk).collect(),
             devices: Devices {
                 memory: 1 << 20,
                 agent: self.agent,
                 network_cards: self.cards,
+                nvram: self.sealed.as_ref().map(|sealed| NvramDef {
+                    file: sealed.variables.clone(),
+                    format: "raw".to_owned(),
+                    ..NvramDef::default()
+                }),
+                tpm: self.sealed.as_ref().map(|_| TpmDef {
+                    kind: TpmKind::Emulator,
+                    version: Some("2.0".to_owned()),
+                    encrypted: false,
+                }),
                 ..Devices::default()
             },
         }

@@ -116,6 +116,7 @@ impl Client {
                 let left = || (domain, hands, (libvirtd, boot));
                 match self.witness.at(&Place { what, domain, side, hands }) {
                     Order::Go => {}
+                    Order::Linger(so_long) => tokio::time::sleep(so_long).await,
                     Order::Die if side == Side::Before => std::future::pending().await,
                     Order::Die => self.die(left(), std::mem::take(&mut parts), Duration::ZERO).await,
                     Order::DieAndLeave(after) => self.die(left(), std::mem::take(&mut parts), after).await,

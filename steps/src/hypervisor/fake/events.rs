@@ -108,7 +108,7 @@ impl Fake {
         let Some(domain) = inner.domains.get_mut(id) else { return };
         (domain.persistent, domain.durable, domain.autostart) = (None, None, false);
         if domain.process.is_none() {
-            inner.domains.remove(id);
+            inner.forgotten(id);
         }
     }
 
@@ -205,7 +205,7 @@ impl Inner {
         domain.process = None;
         (domain.saved, domain.crashed) = (Some(saved), crashed);
         if domain.persistent.is_none() {
-            self.domains.remove(id);
+            self.forgotten(id);
         }
     }
 
@@ -228,7 +228,9 @@ impl Inner {
         if self.domains.get(id).is_none_or(|d| d.process.is_some()) {
             return;
         }
+        self.by_others = theirs;
         let started = self.start_as_libvirt_does(id, paused);
+        self.by_others = false;
         if started.is_ok()
             && let Some(domain) = self.domains.get_mut(id)
         {
@@ -322,13 +324,16 @@ impl Inner {
         if least.zip(most).is_some_and(|(least, most)| most - least >= disks.len().max(2) as u64) {
             self.wrong.push(format!("{} starts from disks of different instants: {found:?}", live.name));
         }
+        let knows = memory.as_ref().and_then(|mind| mind.knows.clone());
+        let first = disks.first().map(|open| open.chain.clone());
+        let outside = self.outside_of(id, &mut live, first.as_deref(), knows).map_err(io)?;
         disks.iter().for_each(|open| self.bitmaps.opened(&open.chain[0].path));
         self.processes += 1;
         let number = self.processes;
         // Of a guest that comes with its memory libvirt never says that somebody asked for its pause.
         let reason = if memory.is_some() { PauseReason::Job } else { PauseReason::Asked };
         let run = if paused { RunState::Paused(reason) } else { RunState::Running };
-        let mind = memory.unwrap_or(Mind { life: u64::from(number), ticks: found });
+        let mind = memory.unwrap_or(Mind { life: u64::from(number), ticks: found, knows: None });
         let domain = self.domain(id)?;
         (domain.saved, domain.crashed) = (None, false);
         domain.process = Some(Process {
@@ -342,6 +347,7 @@ impl Inner {
             frozen: false,
             memory: mind.ticks,
             life: mind.life,
+            outside,
             obeys_at: None,
             saving: None,
             aborted: false,
@@ -417,7 +423,8 @@ pub(super) fn read_memory(path: &Path) -> HvResult<(Def, Mind, bool)> {
 impl Process {
     /// What its guest remembers.
     pub(super) fn mind(&self) -> Mind {
-        Mind { life: self.life, ticks: self.memory.clone() }
+        let knows = self.outside.as_ref().map(|outside| outside.knows.clone());
+        Mind { life: self.life, ticks: self.memory.clone(), knows }
     }
 }
 
@@ -435,6 +442,7 @@ impl Domain {
             process: None,
             agent_answers: true,
             theirs: false,
+            mixed: false,
         }
     }
 

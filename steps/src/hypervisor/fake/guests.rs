@@ -135,6 +135,9 @@ impl Inner {
         if process.run != RunState::Running || process.frozen {
             return Ok(());
         }
+        self.boots(id, when)?;
+        let Some(domain) = self.domains.get_mut(id) else { return Ok(()) };
+        let Some(process) = &mut domain.process else { return Ok(()) };
         let next = process.memory.values().max().copied().unwrap_or(0) + 1;
         let turn = usize::try_from(next).unwrap_or(0) % process.disks.len().max(1);
         let Some(open) = process.disks.get(turn) else { return Ok(()) };

@@ -20,7 +20,7 @@
 //! cost nothing ([`Fake::new_life`] for each runtime).
 //!
 //! # What is left out
-//! Firmware variables, TPM state, block devices, libvirt's own snapshots, bitmaps of images that overlays stand on, the space
+//! Block devices, libvirt's own snapshots, bitmaps of images that overlays stand on, the space
 //! on file systems, and images of which a host's end would lose unsynced parts: for these there are other tests, on real ones.
 
 mod acts;
@@ -31,6 +31,7 @@ mod effects;
 mod events;
 mod guests;
 mod images;
+mod outside;
 mod pulls;
 mod shown;
 
@@ -47,6 +48,7 @@ use crate::simulation::Witness;
 use crate::simulation::{Order, Place};
 
 pub use definition::{Def, DefDisk};
+pub use outside::Sealed;
 
 /// What a guest remembers: the last tick that it wrote to each disk.
 pub type Memory = BTreeMap<Target, u64>;
@@ -56,6 +58,9 @@ pub type Memory = BTreeMap<Target, u64>;
 pub(super) struct Mind {
     life: u64,
     ticks: Memory,
+    /// The boots that its firmware and its TPM know of, if it has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    knows: Option<outside::Known>,
 }
 
 /// The world.
@@ -101,6 +106,8 @@ pub(super) struct Process {
     memory: Memory,
     /// Which boot of all guests' it is: it goes on with the memory.
     life: u64,
+    /// What it keeps outside its disks.
+    outside: Option<outside::Outside>,
     /// It was asked to shut down, and does so at that time.
     obeys_at: Option<Duration>,
     /// libvirt stands in the middle of saving it.
@@ -123,6 +130,8 @@ pub(super) struct Domain {
     agent_answers: bool,
     /// An operator, or a start of the host, is at work: its guest is somebody else's to bring back.
     theirs: bool,
+    /// Somebody else has started it with a TPM that is not its own.
+    mixed: bool,
 }
 
 type Part = Box<dyn FnOnce(&mut Inner) -> HvResult<()> + Send>;
@@ -147,6 +156,8 @@ pub(super) struct Inner {
     readers: Vec<PathBuf>,
     bitmaps: pulls::Bitmaps,
     late: Vec<Late>,
+    /// It is not a job that starts a domain now.
+    by_others: bool,
     /// Domains that a call is being carried out on.
     locked: std::collections::BTreeSet<DomainId>,
     /// The last tick that was flushed to each disk, by the image that is its own.
@@ -206,6 +217,7 @@ impl Fake {
             readers: Vec::new(),
             bitmaps: pulls::Bitmaps::default(),
             late: Vec::new(),
+            by_others: false,
             locked: std::collections::BTreeSet::new(),
             flushed: BTreeMap::new(),
             wrong: Vec::new(),
@@ -282,8 +294,16 @@ impl Fake {
                 mirror: None,
             });
         }
-        let def =
-            Def { name: name.to_owned(), id, disks, marker: None, agent: false, cards: 1, links_down: false };
+        let def = Def {
+            name: name.to_owned(),
+            id,
+            disks,
+            marker: None,
+            agent: false,
+            cards: 1,
+            links_down: false,
+            sealed: None,
+        };
         let domain = Domain { durable: Some(def.clone()), persistent: Some(def), ..Domain::new(name) };
         inner.domains.insert(id, domain);
         Ok(DomainRef { id, name: name.to_owned() })
@@ -315,6 +335,7 @@ impl Fake {
             durable: domain.durable.as_ref().map(of).unwrap_or_default(),
             marker: domain.process.as_ref().and_then(|p| p.live.marker.clone()),
             noted: domain.persistent.as_ref().and_then(|d| d.marker.clone()),
+            variables: domain.persistent.as_ref().and_then(|d| d.sealed.as_ref()?.variables.clone()),
             theirs: domain.theirs,
         }
     }
@@ -359,6 +380,8 @@ pub struct Picture {
     pub durable: Vec<PathBuf>,
     pub marker: Option<Marker>,
     pub noted: Option<Marker>,
+    /// The file of its firmware variables, by the definition.
+    pub variables: Option<PathBuf>,
     /// Somebody else has ended or started it.
     pub theirs: bool,
 }
@@ -379,6 +402,7 @@ impl Default for Picture {
             durable: Vec::new(),
             marker: None,
             noted: None,
+            variables: None,
             theirs: false,
         }
     }

@@ -68,6 +68,10 @@ impl<V: View> Source<V> {
         tokio::time::sleep(MOMENT).await;
         match self.witness.at(&place) {
             Order::Go => Ok(()),
+            Order::Linger(so_long) => {
+                tokio::time::sleep(so_long).await;
+                Ok(())
+            }
             Order::Die | Order::DieAndLeave(_) => std::future::pending().await,
             Order::Fail(e) | Order::Lose(e) | Order::LoseAndLeave(_, e) => Err(ended(self.what, e)),
         }

@@ -1,7 +1,7 @@
 //! The two ends of a copy, behind traits so that tests can make them fail where disks do.
 
 use super::CopyError;
-use crate::blocking::touch;
+use crate::blocking::{look, touch};
 use crate::image::{device, open};
 use rustix::fs::{Advice, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -70,6 +70,7 @@ impl Identity {
 
     /// Of the file or block device that a path leads to, symbolic links followed.
     pub fn at(path: &Path) -> Result<Self> {
+        look("look at")?;
         let stat = rustix::fs::stat(path)?;
         if !device::is(&stat) {
             return Ok(Self::from_stat(&stat));
@@ -148,7 +149,7 @@ impl SourceFile {
 
     fn opened(path: &Path) -> std::result::Result<File, CopyError> {
         let fail = |source| CopyError::Source { act: "open", path: path.to_owned(), source };
-        open::to_read(path, OFlags::empty()).map_err(fail)
+        look("open").map_err(Error::from).and_then(|()| open::to_read(path, OFlags::empty())).map_err(fail)
     }
 
     /// Takes a file that was opened elsewhere; `path` is for messages.
@@ -220,11 +221,13 @@ impl Source for SourceFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        look("read")?;
         self.file.read_at(buffer, offset)
     }
 
     fn extent(&self, offset: u64) -> Result<Extent> {
         let size = self.identity.size;
+        look("read")?;
         let data = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(at) => at,
             // Nothing but a hole up to the end; or the file is shorter now, which reading its last byte brings out.
