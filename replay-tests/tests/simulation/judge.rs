@@ -24,15 +24,15 @@ pub struct Verdict {
     pub wrong: Vec<String>,
 }
 
-/// Acts after which a job may ask for an operator: somebody acted on the domain, libvirt lost its notes, or a call
-/// fails for ever. After all others it has to find its way by itself.
-fn may_need_attention(acts: &Acts) -> bool {
-    acts.values().any(|act| {
+/// Whether a job may ask for an operator. It may when somebody acted on the domain or a call fails for ever, and when libvirt lost
+/// its notes of what it does; not because libvirt is wrong about QEMU's disks, which QEMU itself can be asked about. After all
+/// other acts it has to find its way by itself.
+fn may_need_attention(acts: &Acts, attention: &[String]) -> bool {
+    let any = |which: fn(&Act) -> bool| acts.values().any(which);
+    let theirs = any(|act| {
         matches!(
             act,
-            Act::Libvirtd
-                | Act::KilledWithLibvirtd
-                | Act::Start
+            Act::Start
                 | Act::Destroy
                 | Act::Pause
                 | Act::Resume
@@ -41,14 +41,19 @@ fn may_need_attention(acts: &Acts) -> bool {
                 | Act::Full
                 | Act::Fail(Trouble_::Permanent | Trouble_::NoSpace)
         )
-    })
+    });
+    let libvirtd = any(|act| matches!(act, Act::Libvirtd | Act::KilledWithLibvirtd));
+    theirs || (libvirtd && attention.iter().all(|item| item.split(' ').nth(1) != Some(DIVERGED)))
 }
+
+/// The code of a step that finds the world neither as before it nor as after it.
+const DIVERGED: &str = "73";
 
 pub fn judge(
     scenario: &Scenario,
     stage: &Stage,
     was: &Before,
-    (ended, history): (Option<JobSummary>, &[Event]),
+    (ended, history, over): (Option<JobSummary>, &[Event], bool),
     acts: &Acts,
     faults: Vec<String>,
 ) -> Verdict {
@@ -60,7 +65,7 @@ pub fn judge(
     let fault = ended.as_ref().and_then(|s| s.fault.as_ref()).map(ToString::to_string).unwrap_or_default();
     match status {
         None => wrong.push("the job does not end".to_owned()),
-        Some(JobStatus::NeedsAttention) if !may_need_attention(acts) => {
+        Some(JobStatus::NeedsAttention) if !may_need_attention(acts, &attention) => {
             wrong.push(format!("the job needs attention: {}", attention.join("; ")));
         }
         Some(JobStatus::Succeeded) => {}
@@ -83,16 +88,17 @@ pub fn judge(
         Body::JobPlanned(plan) => scenario.purpose != Purpose::Backup || plan.facts["running"] == true,
         _ => false,
     });
-    let end = End { attended, left, succeeded, ran };
+    let end = End { attended, left, succeeded, ran, over };
     guest(scenario, stage, was, acts, end, &mut wrong);
     if !attended && !left {
         leftovers(scenario, stage, was, succeeded, &mut wrong);
     }
-    backups(scenario, stage, was, end, &mut wrong);
     if scenario.of_vault() {
         in_vault(scenario, stage, was, end, &mut wrong);
     }
     last_cut(stage, &mut wrong);
+    // What was said to be a backup is one still.
+    backups(scenario, stage, was, end, &mut wrong);
     wrong.extend(stage.world.wrong());
     Verdict { status, attention: attention.join("; "), fault, wrong }
 }
@@ -107,6 +113,8 @@ struct End {
     succeeded: bool,
     /// The guest ran when the job was planned.
     ran: bool,
+    /// The job had ended before somebody died: what became of the guest then is not for it to mend.
+    over: bool,
 }
 
 fn guest(
@@ -114,7 +122,7 @@ fn guest(
     stage: &Stage,
     was: &Before,
     acts: &Acts,
-    End { attended, left, succeeded, ran }: End,
+    End { attended, left, succeeded, ran, over }: End,
     wrong: &mut Vec<String>,
 ) {
     let now = stage.world.picture(&stage.domain.id);
@@ -135,7 +143,7 @@ fn guest(
         wrong.push("libvirt's own job is still on".to_owned());
     }
     let host = any(|act| matches!(act, Act::Host { .. }));
-    let started_again = if scenario.purpose == Purpose::Backup { ran } else { !host };
+    let started_again = if scenario.purpose == Purpose::Backup && !(host && over) { ran } else { !host };
     if was.picture.run == RunState::Running
         && now.run == RunState::Off
         && !now.theirs

@@ -331,10 +331,11 @@ fn test(play: &Play<'_>, acts: &Acts) -> Ran {
     let request = (play.scenario.order)(&play.stage);
     play.director.count_from_now_on(true);
     let mut lives = 0;
+    let mut over = false;
     let ended = loop {
         lives += 1;
         match play.live(&request) {
-            Life::Died => {}
+            Life::Died => over |= play.summary(&request).is_some_and(|summary| summary.status.ended()),
             Life::Ended(summary) => break Some(*summary),
             Life::Stuck => break None,
         }
@@ -344,7 +345,7 @@ fn test(play: &Play<'_>, acts: &Acts) -> Ran {
     let summary = ended.clone().or_else(|| play.summary(&request));
     let history = summary.map(|summary| play.history(summary.job)).unwrap_or_default();
     let verdict =
-        judge::judge(play.scenario, &play.stage, &was, (ended, &history), acts, play.director.faults());
+        judge::judge(play.scenario, &play.stage, &was, (ended, &history, over), acts, play.director.faults());
     Ran { reached, verdict, history, lives }
 }
 

@@ -140,15 +140,21 @@ pub(super) fn allocated(overlay: &Path) -> io::Result<u64> {
 pub(super) fn commit(overlay: &Path, base: &Layer, when: SystemTime) -> io::Result<Vec<u64>> {
     let file = File::open(overlay)?;
     let mut written = Vec::new();
-    if be64(&file, L1)? & PLACE == 0 {
+    let table = be64(&file, L1)? & PLACE;
+    if table == 0 {
         return Ok(written);
     }
-    let alone = [Layer { path: overlay.to_owned(), format: "qcow2".to_owned() }];
-    for number in 0..CLUSTER / 8 {
-        if find(&file, number)?.is_some() {
-            write(base, number, &read(&alone, number)?, when)?;
-            written.push(number);
+    let mut entries = vec![0; CLUSTER as usize];
+    file.read_exact_at(&mut entries, table)?;
+    for (number, entry) in (0..).zip(entries.as_chunks().0) {
+        let at = u64::from_be_bytes(*entry) & PLACE;
+        if at == 0 {
+            continue;
         }
+        let mut bytes = vec![0; CLUSTER as usize];
+        file.read_exact_at(&mut bytes, at)?;
+        write(base, number, &bytes, when)?;
+        written.push(number);
     }
     Ok(written)
 }

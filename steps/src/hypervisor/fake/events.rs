@@ -11,9 +11,10 @@ use crate::image::qcow2::Format;
 use crate::snapshot::memory::{PART, WHOLE};
 
 impl Fake {
-    /// The host loses power, and comes up again. With `autostart` every guest that ran starts with it.
+    /// The host loses power, and comes up again; files that vmkeepd made and did not sync are empty. With `autostart` every guest that ran starts with it.
     pub fn power_cut(&self, autostart: bool) {
         let mut inner = self.inner();
+        crate::simulation::power_cut();
         inner.late.clear();
         inner.helpers.clear();
         inner.readers.clear();
