@@ -8,6 +8,7 @@
 mod director;
 mod families;
 mod judge;
+mod long;
 mod player;
 mod run;
 mod scenario;
