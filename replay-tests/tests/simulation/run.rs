@@ -327,7 +327,7 @@ pub fn run(scenario: &Scenario, acts: &Acts) -> Ran {
 }
 
 fn test(play: &Play<'_>, acts: &Acts) -> Ran {
-    let was = before(&play.stage);
+    let was = before(play.scenario, &play.stage);
     let request = (play.scenario.order)(&play.stage);
     play.director.count_from_now_on(true);
     let mut lives = 0;
@@ -359,12 +359,12 @@ pub struct Before {
     pub picture: Picture,
 }
 
-fn before(stage: &Stage) -> Before {
+fn before(scenario: &Scenario, stage: &Stage) -> Before {
     Before {
         images: files(&stage.at("images")),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
-        in_vault: stage.kept().len(),
+        in_vault: if scenario.of_vault() { stage.kept().len() } else { 0 },
         picture: stage.world.picture(&stage.domain.id),
     }
 }

@@ -151,7 +151,7 @@ impl Inner {
                 return Ok(());
             }
         }
-        let mut first = disk::read(&open.chain, 0)?;
+        let mut first = open.read(0)?;
         let found = tick_of(&first);
         let known = process.memory.get(&open.target).copied().unwrap_or(0);
         if found != known {
@@ -189,7 +189,7 @@ impl Inner {
         if let Some(process) = self.domains.get_mut(id).and_then(|domain| domain.process.as_mut()) {
             process.keep(&open.target, page)?;
         }
-        disk::write(&open.chain[0], page, bytes, when)?;
+        disk::put(&open.files[0], &open.chain[0].format, page, bytes, when)?;
         self.bitmaps.record(&open.chain[0].path, page);
         Ok(())
     }
