@@ -4,6 +4,8 @@
 //! before and after: so a run depends on nothing but its seed, and the process can "die" between the work and the moment
 //! at which anybody hears of it. In the middle it is asked before each change of a file ([`touch`]), which can fail there.
 
+use std::fs::File;
+
 use tokio::task::JoinError;
 
 /// Does it on a thread of its own kind.
@@ -62,6 +64,40 @@ pub(crate) const fn look(_how: &'static str) -> rustix::io::Result<()> {
 #[cfg(not(feature = "simulation"))]
 #[inline(always)]
 pub(crate) const fn touch(_how: &'static str) -> rustix::io::Result<()> {
+    Ok(())
+}
+
+/// A file was made by this process. A simulation remembers that it is not durable until it is synced.
+///
+/// # Errors
+/// Only in a simulation, when it cannot be looked at.
+pub(crate) fn made(file: File) -> std::io::Result<File> {
+    #[cfg(feature = "simulation")]
+    crate::simulation::made(&file)?;
+    Ok(file)
+}
+
+/// Makes durable what was written to a file, with its length and its attributes.
+///
+/// # Errors
+/// When it cannot be: then nobody knows what of it is.
+pub(crate) fn sync(file: &File) -> std::io::Result<()> {
+    synced(file, File::sync_all)
+}
+
+/// The same without attributes that nobody needs to read it back.
+///
+/// # Errors
+/// See [`sync`].
+pub(crate) fn sync_data(file: &File) -> std::io::Result<()> {
+    synced(file, File::sync_data)
+}
+
+fn synced(file: &File, sync: impl FnOnce(&File) -> std::io::Result<()>) -> std::io::Result<()> {
+    touch("sync a file")?;
+    sync(file)?;
+    #[cfg(feature = "simulation")]
+    crate::simulation::synced(file)?;
     Ok(())
 }
 

@@ -5,6 +5,9 @@
 //! an operator starts the domain) it does before it answers.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,12 +83,44 @@ pub trait Witness: Send + Sync {
 
 thread_local! {
     static WITNESS: RefCell<Option<Arc<dyn Witness>>> = const { RefCell::new(None) };
+    /// Files that this process has made and not synced, by device and number: what the end of the host takes with it.
+    static UNSYNCED: RefCell<BTreeMap<(u64, u64), File>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Whoever directs what happens on this thread from now on.
 pub fn direct(witness: Option<Arc<dyn Witness>>) {
     vmkeep_vault::simulated::here(witness.is_some());
     WITNESS.set(witness);
+    UNSYNCED.take();
+}
+
+/// A file was made: nothing of it is durable.
+pub(crate) fn made(file: &File) -> std::io::Result<()> {
+    if WITNESS.with_borrow(Option::is_some) {
+        let (number, kept) = (number(file)?, file.try_clone()?);
+        UNSYNCED.with_borrow_mut(|unsynced| unsynced.insert(number, kept));
+    }
+    Ok(())
+}
+
+/// All that was written to a file is durable.
+pub(crate) fn synced(file: &File) -> std::io::Result<()> {
+    let number = number(file)?;
+    UNSYNCED.with_borrow_mut(|unsynced| unsynced.remove(&number));
+    Ok(())
+}
+
+fn number(file: &File) -> std::io::Result<(u64, u64)> {
+    let data = file.metadata()?;
+    Ok((data.dev(), data.ino()))
+}
+
+/// The host goes down: of the files that were made and never synced nothing is left but their names. That is the most that a
+/// file system may forget of them, and some do.
+pub(crate) fn power_cut() {
+    for file in UNSYNCED.take().into_values() {
+        let _ = file.set_len(0);
+    }
 }
 
 pub(crate) fn witness() -> Option<Arc<dyn Witness>> {

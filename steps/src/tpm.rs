@@ -161,7 +161,7 @@ fn put(state: &Folder, name: &Component, bytes: &[u8]) -> Result<(), TpmError> {
     state.remove_file(&aside)?;
     let mut file = state.create_file(&aside)?;
     let written = touch("write").map_err(std::io::Error::from).and_then(|()| file.write_all(bytes));
-    let written = written.and_then(|()| Ok(touch("sync a file")?)).and_then(|()| file.sync_all());
+    let written = written.and_then(|()| crate::blocking::sync(&file));
     written.map_err(|e| failed(&state.path_of(&aside), e))?;
     Ok(state.replace(&aside, name)?)
 }

@@ -231,6 +231,8 @@ impl Director {
 
     fn act(&self, act: Act, what: &'static str, side: Side) -> Order {
         let (world, id) = (&self.world, &self.domain);
+        // Whoever runs since an earlier act has written, though nobody has looked.
+        world.pass();
         match act {
             Act::Killed | Act::KilledAndLate(_) => {}
             Act::KilledWithLibvirtd | Act::Libvirtd => world.libvirtd_dies(),

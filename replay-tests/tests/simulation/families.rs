@@ -1,32 +1,23 @@
 //! The families. Each is a list of runs for every scenario, made from an undisturbed run of it; where a list is too long for a
 //! test, a seed picks from it. What fails is printed with all that is needed to see it again.
 
-use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use vmkeep_steps::simulation::{Hands, Side};
-use vmkeep_workflow::state::State;
-use vmkeep_workflow::{Body, JobStatus, replay};
+use vmkeep_workflow::{Body, JobStatus};
 
 use super::director::{Act, LOOKS, ROOM, Reached, Trouble_};
+use super::player::{self, Case};
 use super::run::{Acts, Ran, run};
 use super::scenario::{INCREMENTAL, Purpose, SCENARIOS, Scenario};
 
-/// A run to be made.
-struct Case {
-    scenario: &'static Scenario,
-    acts: Acts,
-}
-
-fn setting(name: &str) -> Option<String> {
+pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The seed of everything that is picked: the environment's, else always the same.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     setting("VMKEEP_SIM_SEED").map_or(1, |seed| seed.parse().unwrap())
 }
 
@@ -39,7 +30,7 @@ fn most(test: usize) -> usize {
     }
 }
 
-fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     let only = setting("VMKEEP_SIM_SCENARIO");
     SCENARIOS.iter().filter(move |s| only.as_ref().is_none_or(|only| s.name.contains(only.as_str())))
 }
@@ -52,7 +43,7 @@ fn picked(mut cases: Vec<Case>, at_most: usize) -> Vec<Case> {
 }
 
 /// What is undisturbed, by which the places are numbered.
-fn undisturbed(scenario: &'static Scenario) -> Ran {
+pub fn undisturbed(scenario: &'static Scenario) -> Ran {
     let ran = run(scenario, &Acts::new());
     assert!(ran.verdict.wrong.is_empty(), "{}: {:?}", scenario.name, ran.verdict.wrong);
     ran
@@ -69,101 +60,68 @@ fn each(kinds: impl Fn(&Reached) -> Vec<Act>) -> Vec<Case> {
     cases
 }
 
-/// Plays them on all processors; fails with all that went wrong.
-fn play(family: &str, cases: Vec<Case>) {
-    let trace = setting("VMKEEP_SIM_TRACE").is_some();
-    let (next, began) = (AtomicUsize::new(0), Instant::now());
-    let (ends, bad) = (Mutex::new(BTreeMap::<String, usize>::new()), Mutex::new(Vec::new()));
-    let (events, lives) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if trace {
-                        eprintln!("plays {:?}", (case.scenario.name, &case.acts));
-                    }
-                    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(case.scenario, &case.acts)));
-                    if trace {
-                        eprintln!("played {:?}", (case.scenario.name, &case.acts));
-                    }
-                    let again = serde_json::to_string(&(case.scenario.name, &case.acts)).unwrap();
-                    let (end, wrong) = match ran {
-                        Err(_) => ("panic".to_owned(), vec!["the run itself panicked".to_owned()]),
-                        Ok(ran) => {
-                            events.fetch_add(ran.history.len(), Ordering::Relaxed);
-                            lives.fetch_add(ran.lives, Ordering::Relaxed);
-                            let mut wrong = ran.verdict.wrong.clone();
-                            wrong.extend(prefixes(&ran));
-                            let status = ran.verdict.status.map_or("none".to_owned(), |s| format!("{s:?}"));
-                            let end = match ran.verdict.status {
-                                Some(JobStatus::NeedsAttention) => {
-                                    let what: Vec<_> = ran.verdict.attention.split("; ").collect();
-                                    let code =
-                                        |what: &&str| what.split(' ').take(2).collect::<Vec<_>>().join(" ");
-                                    format!(
-                                        "{status} ({})",
-                                        what.iter().map(code).collect::<Vec<_>>().join(", ")
-                                    )
-                                }
-                                _ => status,
-                            };
-                            let dead = case.acts.values().filter(|act| act.kills()).count();
-                            if dead > 0 && ran.lives == 1 {
-                                ("not reached".to_owned(), wrong)
-                            } else {
-                                (end, wrong)
-                            }
-                        }
-                    };
-                    *ends.lock().unwrap().entry(end).or_default() += 1;
-                    if !wrong.is_empty() {
-                        bad.lock()
-                            .unwrap()
-                            .push(format!("VMKEEP_SIM_AGAIN='{again}'\n    {}", wrong.join("\n    ")));
-                    }
-                }
-            });
-        }
-    });
-    let (took, count) = (began.elapsed(), cases.len());
-    println!(
-        "{family}: {count} runs, {} lives, {} events in {:.1} s ({:.0} runs a minute), seed {}",
-        lives.into_inner(),
-        events.into_inner(),
-        took.as_secs_f64(),
-        count as f64 / took.as_secs_f64() * 60.0,
-        seed()
-    );
-    for (end, times) in ends.into_inner().unwrap() {
-        println!("    {times:6} {end}");
+/// All ways in which others can die with vmkeepd, and what was begun then can come late.
+pub fn deaths(place: &Reached) -> Vec<Act> {
+    let mut acts = vec![
+        Act::KilledWithQemu,
+        Act::KilledWithLibvirtd,
+        Act::Host { autostart: true },
+        Act::Host { autostart: false },
+    ];
+    if matches!(place.hands, Hands::Libvirt | Hands::Vault) && place.side != Side::After {
+        acts.extend([Act::KilledAndLate(500), Act::KilledAndLate(20_000)]);
     }
-    let bad = bad.into_inner().unwrap();
-    let shown: Vec<_> = bad.iter().take(12).cloned().collect();
-    assert!(
-        bad.is_empty(),
-        "{} of {count} runs of \"{family}\" went wrong:\n{}",
-        bad.len(),
-        shown.join("\n")
-    );
+    acts
 }
 
-/// Every prefix of what was written folds, and every decision in it is taken again.
-fn prefixes(ran: &Ran) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let mut state = State::new();
-    for (at, event) in ran.history.iter().enumerate() {
-        if let Err(illegal) = state.apply(event) {
-            wrong.push(format!("event {} does not fold: {illegal}", at + 1));
-            return wrong;
-        }
-        // Whatever may follow, what is to be done next is known.
-        let _ = vmkeep_workflow::decide::decide(&state);
+/// All ways in which a call can fail.
+pub fn failures(place: &Reached) -> Vec<Act> {
+    match (place.hands, place.side) {
+        (Hands::Own | Hands::Disk | Hands::Look, _) => Vec::new(),
+        (Hands::Libvirt | Hands::Vault, Side::Before) => vec![
+            Act::Fail(Trouble_::Transient),
+            Act::Fail(Trouble_::Permanent),
+            Act::Fail(Trouble_::NoSpace),
+            Act::Lost,
+            Act::LostAndLate(500),
+            Act::LostAndLate(20_000),
+            Act::FailForEver,
+        ],
+        (Hands::Helper, Side::Before) => vec![Act::Fail(Trouble_::Transient), Act::Fail(Trouble_::Permanent)],
+        (_, Side::After) => vec![Act::Fail(Trouble_::Transient)],
+        (Hands::Libvirt | Hands::Vault, _) => vec![Act::Lost, Act::LostAndLate(20_000)],
+        (Hands::Helper, _) => vec![Act::Fail(Trouble_::Permanent)],
     }
-    if let Err(divergence) = replay::decisions(&ran.history) {
-        wrong.push(format!("replayed, another decision is taken: {divergence}"));
+}
+
+/// An I/O error, no right, no room; once, and again and again.
+pub fn failures_on_disk(place: &Reached) -> Vec<Act> {
+    if place.hands != Hands::Disk {
+        return Vec::new();
     }
-    wrong
+    let mut acts = vec![
+        Act::Fail(Trouble_::Transient),
+        Act::Fail(Trouble_::Permanent),
+        Act::Fail(Trouble_::NoSpace),
+        Act::FailForEver,
+    ];
+    if ROOM.contains(&place.what.as_str()) {
+        acts.push(Act::Full);
+    }
+    acts
+}
+
+/// What others do to the domain while vmkeepd lives.
+pub fn others(_: &Reached) -> Vec<Act> {
+    let them = [Act::Start, Act::Destroy, Act::Pause, Act::Resume];
+    [Act::Libvirtd, Act::Qemu, Act::QemuAndStart].into_iter().chain(them).collect()
+}
+
+/// Plays them all; fails with all that went wrong.
+fn play(family: &str, cases: Vec<Case>) {
+    let began = Instant::now();
+    let cases = Mutex::new(cases.into_iter());
+    player::all(|| cases.lock().unwrap().next()).tell(family, began);
 }
 
 #[test]
@@ -250,19 +208,7 @@ fn vmkeepd_killed_at_every_boundary_ends_as_if_it_had_not_been() {
 
 #[test]
 fn whatever_dies_with_vmkeepd_at_whatever_boundary_the_world_is_whole_in_the_end() {
-    let cases = each(|place| {
-        let mut acts = vec![
-            Act::KilledWithQemu,
-            Act::KilledWithLibvirtd,
-            Act::Host { autostart: true },
-            Act::Host { autostart: false },
-        ];
-        if matches!(place.hands, Hands::Libvirt | Hands::Vault) && place.side != Side::After {
-            acts.extend([Act::KilledAndLate(500), Act::KilledAndLate(20_000)]);
-        }
-        acts
-    });
-    play("dead at every boundary", picked(cases, most(150)));
+    play("dead at every boundary", picked(each(deaths), most(150)));
 }
 
 /// Wherever it is, also in the middle of what libvirt does for seconds: the guest runs, and the memory that was begun is gone.
@@ -300,7 +246,7 @@ fn pairs(count: usize, pick: impl Fn(&mut fastrand::Rng, &[Reached]) -> Acts) ->
     (0..count).map(|_| case()).collect()
 }
 
-fn killed_somehow(random: &mut fastrand::Rng) -> Act {
+pub fn killed_somehow(random: &mut fastrand::Rng) -> Act {
     let all = [
         Act::Killed,
         Act::Killed,
@@ -342,6 +288,47 @@ fn a_guest_that_was_to_be_saved_is_started_again_wherever_the_host_went_down() {
     play("the host goes down around a save", cases);
 }
 
+/// Somebody starts a guest that is saved, and it ends before anybody looks: what it wrote is the truth, and the memory of before
+/// is nobody's any more.
+#[test]
+fn memory_that_was_saved_is_never_loaded_onto_disks_on_which_a_guest_has_run_since() {
+    let cases = SCENARIOS.iter().filter(|scenario| scenario.name.starts_with("the classic act"));
+    let cases = cases.flat_map(|scenario| {
+        let reached = undisturbed(scenario).reached;
+        let saved = reached.iter().rposition(|place| place.what == "save").unwrap() + 1;
+        let loaded = reached.iter().position(|place| place.what == "start-from-memory").unwrap() + 1;
+        let started = (saved..loaded).flat_map(|at| [1, 4, 8].map(|later| (at, at + later)));
+        started.map(move |(at, then)| {
+            let acts = Acts::from([(at, Act::Start), (then, Act::KilledWithQemu)]);
+            Case { scenario, acts }
+        })
+    });
+    play("started between save and load", cases.collect());
+}
+
+/// QEMU has moved, and libvirt, killed in the middle of it, believes otherwise from then on: QEMU itself is asked.
+#[test]
+fn a_job_finds_the_disks_where_qemu_has_them_when_libvirt_died_before_it_noted_that() {
+    let moves = |place: &Reached| {
+        matches!(place.what.as_str(), "take" | "commit-pivot") && matches!(place.side, Side::Within(_))
+    };
+    let cases = each(|place| moves(place).then_some(Act::KilledWithLibvirtd).into_iter().collect());
+    play("libvirt is wrong about QEMU", cases);
+}
+
+/// Its note is in the domain before it stands still, and stays there as long as it may yet come to that.
+#[test]
+fn a_guest_that_is_stopped_after_whoever_asked_for_it_has_died_runs_again() {
+    let cases = scenarios().flat_map(|scenario| {
+        let reached = undisturbed(scenario).reached;
+        let stops = reached.iter().enumerate().filter(|(_, place)| place.what == "suspend");
+        let late = stops.flat_map(|(at, _)| [500, 20_000].map(|ms| (at + 1, Act::KilledAndLate(ms))));
+        let cases = late.map(|(at, act)| Case { scenario, acts: Acts::from([(at, act)]) });
+        cases.collect::<Vec<_>>()
+    });
+    play("stopped late", cases.collect());
+}
+
 /// Between two looks of the way back too: what somebody runs has the definition that names its disks.
 #[test]
 fn a_machine_that_somebody_starts_while_its_exchange_goes_back_is_never_one_that_its_definition_does_not_name()
@@ -378,45 +365,13 @@ fn a_machine_that_others_have_run_is_started_again_and_not_taken_back() {
 
 #[test]
 fn whatever_call_fails_in_whatever_way_the_job_ends_or_goes_back() {
-    let cases = each(|place| match (place.hands, place.side) {
-        (Hands::Own, _) => Vec::new(),
-        (Hands::Disk | Hands::Look, _) => Vec::new(),
-        (Hands::Libvirt | Hands::Vault, Side::Before) => vec![
-            Act::Fail(Trouble_::Transient),
-            Act::Fail(Trouble_::Permanent),
-            Act::Fail(Trouble_::NoSpace),
-            Act::Lost,
-            Act::LostAndLate(500),
-            Act::LostAndLate(20_000),
-            Act::FailForEver,
-        ],
-        (Hands::Helper, Side::Before) => vec![Act::Fail(Trouble_::Transient), Act::Fail(Trouble_::Permanent)],
-        (_, Side::After) => vec![Act::Fail(Trouble_::Transient)],
-        (Hands::Libvirt | Hands::Vault, _) => vec![Act::Lost, Act::LostAndLate(20_000)],
-        (Hands::Helper, _) => vec![Act::Fail(Trouble_::Permanent)],
-    });
-    play("failing at every call", picked(cases, most(150)));
+    play("failing at every call", picked(each(failures), most(150)));
 }
 
-/// An I/O error, no right, no room; once, and again and again. A copy that fails begins again, or the job goes back.
+/// A copy that fails begins again, or the job goes back.
 #[test]
 fn whatever_change_of_a_file_fails_in_whatever_way_the_job_ends_or_goes_back() {
-    let cases = each(|place| {
-        if place.hands != Hands::Disk {
-            return Vec::new();
-        }
-        let mut acts = vec![
-            Act::Fail(Trouble_::Transient),
-            Act::Fail(Trouble_::Permanent),
-            Act::Fail(Trouble_::NoSpace),
-            Act::FailForEver,
-        ];
-        if ROOM.contains(&place.what.as_str()) {
-            acts.push(Act::Full);
-        }
-        acts
-    });
-    play("failing at every change of a file", picked(cases, most(150)));
+    play("failing at every change of a file", picked(each(failures_on_disk), most(150)));
 }
 
 /// An I/O error, or no right, on an image, a memory, a manifest, a record: once, and from there on for a long time. What cannot
@@ -491,9 +446,5 @@ fn an_undo_that_fails_leaves_the_guest_running_and_nothing_lost() {
 
 #[test]
 fn whatever_others_do_at_whatever_moment_no_write_is_lost_and_no_memory_misled() {
-    let cases = each(|_| {
-        let them = [Act::Start, Act::Destroy, Act::Pause, Act::Resume];
-        [Act::Libvirtd, Act::Qemu, Act::QemuAndStart].into_iter().chain(them).collect()
-    });
-    play("others at every boundary", picked(cases, most(150)));
+    play("others at every boundary", picked(each(others), most(150)));
 }

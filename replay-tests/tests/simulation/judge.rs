@@ -25,35 +25,40 @@ pub struct Verdict {
     pub wrong: Vec<String>,
 }
 
-/// Acts after which a job may ask for an operator: somebody acted on the domain, libvirt lost its notes, or a call
-/// fails for ever. After all others it has to find its way by itself.
-fn may_need_attention(scenario: &Scenario, acts: &Acts) -> bool {
+/// Whether a job may ask for an operator. It may when somebody acted on the domain or a call fails for ever, and when libvirt lost
+/// its notes of what it does; not because libvirt is wrong about QEMU's disks, which QEMU itself can be asked about. After all
+/// other acts it has to find its way by itself.
+fn may_need_attention(scenario: &Scenario, acts: &Acts, attention: &[String]) -> bool {
+    let any = |which: fn(&Act) -> bool| acts.values().any(which);
+    let theirs = any(|act| {
+        matches!(
+            act,
+            Act::Start
+                | Act::Destroy
+                | Act::Pause
+                | Act::Resume
+                | Act::QemuAndStart
+                | Act::FailForEver
+                | Act::Full
+                | Act::Fail(Trouble_::Permanent | Trouble_::NoSpace)
+        )
+    });
+    let libvirtd = any(|act| matches!(act, Act::Libvirtd | Act::KilledWithLibvirtd));
     // A machine that starts with the host while its exchange goes back is somebody's.
-    let cancelled =
-        scenario.purpose == Purpose::Exchange && acts.values().any(|act| matches!(act, Act::Cancel));
-    acts.values().any(|act| {
-        (cancelled && matches!(act, Act::Host { autostart: true }))
-            || matches!(
-                act,
-                Act::Libvirtd
-                    | Act::KilledWithLibvirtd
-                    | Act::Start
-                    | Act::Destroy
-                    | Act::Pause
-                    | Act::Resume
-                    | Act::QemuAndStart
-                    | Act::FailForEver
-                    | Act::Full
-                    | Act::Fail(Trouble_::Permanent | Trouble_::NoSpace)
-            )
-    })
+    let started = scenario.purpose == Purpose::Exchange
+        && any(|act| matches!(act, Act::Cancel))
+        && any(|act| matches!(act, Act::Host { autostart: true }));
+    theirs || started || (libvirtd && attention.iter().all(|item| item.split(' ').nth(1) != Some(DIVERGED)))
 }
+
+/// The code of a step that finds the world neither as before it nor as after it.
+const DIVERGED: &str = "73";
 
 pub fn judge(
     scenario: &Scenario,
     stage: &Stage,
     was: &Before,
-    (ended, history): (Option<JobSummary>, &[Event]),
+    (ended, history, over): (Option<JobSummary>, &[Event], bool),
     acts: &Acts,
     faults: Vec<String>,
 ) -> Verdict {
@@ -65,7 +70,7 @@ pub fn judge(
     let fault = ended.as_ref().and_then(|s| s.fault.as_ref()).map(ToString::to_string).unwrap_or_default();
     match status {
         None => wrong.push("the job does not end".to_owned()),
-        Some(JobStatus::NeedsAttention) if !may_need_attention(scenario, acts) => {
+        Some(JobStatus::NeedsAttention) if !may_need_attention(scenario, acts, &attention) => {
             wrong.push(format!("the job needs attention: {}", attention.join("; ")));
         }
         Some(JobStatus::Succeeded) => {}
@@ -88,12 +93,11 @@ pub fn judge(
         Body::JobPlanned(plan) => scenario.purpose != Purpose::Backup || plan.facts["running"] == true,
         _ => false,
     });
-    let end = End { attended, left, succeeded, ran };
+    let end = End { attended, left, succeeded, ran, over };
     guest(scenario, stage, was, acts, end, &mut wrong);
     if !attended && !left {
         leftovers(scenario, stage, was, succeeded, &mut wrong);
     }
-    backups(scenario, stage, was, acts, end, &mut wrong);
     if scenario.of_vault() {
         in_vault(scenario, stage, was, end, &mut wrong);
     }
@@ -103,6 +107,8 @@ pub fn judge(
     if stage.world.mixed(&stage.domain.id) && !mixed && !attended {
         wrong.push("after a last power cut the domain has a TPM that is not its own".to_owned());
     }
+    // What was said to be a backup is one still.
+    backups(scenario, stage, was, acts, end, &mut wrong);
     wrong.extend(stage.world.wrong());
     Verdict { status, attention: attention.join("; "), fault, wrong }
 }
@@ -117,6 +123,8 @@ pub(super) struct End {
     pub(super) succeeded: bool,
     /// The guest ran when the job was planned.
     ran: bool,
+    /// The job had ended before somebody died: what became of the guest then is not for it to mend.
+    over: bool,
 }
 
 fn guest(
@@ -124,7 +132,7 @@ fn guest(
     stage: &Stage,
     was: &Before,
     acts: &Acts,
-    End { attended, left, succeeded, ran }: End,
+    End { attended, left, succeeded, ran, over }: End,
     wrong: &mut Vec<String>,
 ) {
     let now = stage.world.picture(&stage.domain.id);
@@ -145,7 +153,7 @@ fn guest(
         wrong.push("libvirt's own job is still on".to_owned());
     }
     let host = any(|act| matches!(act, Act::Host { .. }));
-    let started_again = if scenario.purpose == Purpose::Backup { ran } else { !host };
+    let started_again = if scenario.purpose == Purpose::Backup && !(host && over) { ran } else { !host };
     if was.picture.run == RunState::Running
         && now.run == RunState::Off
         && !now.theirs

@@ -8,7 +8,9 @@
 mod director;
 mod families;
 mod judge;
+mod long;
 mod outside;
+mod player;
 mod run;
 mod scenario;
 mod vault;

@@ -335,14 +335,15 @@ pub fn run(scenario: &Scenario, acts: &Acts) -> Ran {
 }
 
 fn test(play: &Play<'_>, acts: &Acts) -> Ran {
-    let was = before(&play.stage);
+    let was = before(play.scenario, &play.stage);
     let request = (play.scenario.order)(&play.stage);
     play.director.count_from_now_on(true);
     let mut lives = 0;
+    let mut over = false;
     let ended = loop {
         lives += 1;
         match play.live(&request) {
-            Life::Died => {}
+            Life::Died => over |= play.summary(&request).is_some_and(|summary| summary.status.ended()),
             Life::Ended(summary) => break Some(*summary),
             Life::Stuck => break None,
         }
@@ -352,7 +353,7 @@ fn test(play: &Play<'_>, acts: &Acts) -> Ran {
     let summary = ended.clone().or_else(|| play.summary(&request));
     let history = summary.map(|summary| play.history(summary.job)).unwrap_or_default();
     let verdict =
-        judge::judge(play.scenario, &play.stage, &was, (ended, &history), acts, play.director.faults());
+        judge::judge(play.scenario, &play.stage, &was, (ended, &history, over), acts, play.director.faults());
     Ran { reached, looked, verdict, history, lives }
 }
 
@@ -368,13 +369,13 @@ pub struct Before {
     pub picture: Picture,
 }
 
-fn before(stage: &Stage) -> Before {
+fn before(scenario: &Scenario, stage: &Stage) -> Before {
     Before {
         images: stage.images(),
         tpms: stage.tpms(),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
-        in_vault: stage.kept().len(),
+        in_vault: if scenario.of_vault() { stage.kept().len() } else { 0 },
         picture: stage.world.picture(&stage.domain.id),
     }
 }

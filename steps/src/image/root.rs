@@ -24,7 +24,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component as Part, Path, PathBuf};
 
-use crate::blocking::{look, touch};
+use crate::blocking::{look, made, touch};
 
 /// Why a place could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -306,7 +306,11 @@ impl Folder {
             rustix::fs::fchmod(&fd, FILE_MODE)
                 .map_err(|e| RootError::from_errno(act, self.path_of(name), e))?;
         }
-        Ok(File::from(fd))
+        made(File::from(fd)).map_err(|source| RootError::Io {
+            act: "create",
+            path: self.path_of(name),
+            source,
+        })
     }
 
     fn open_regular(&self, rel: &str, flags: OFlags) -> Result<File, RootError> {

@@ -147,8 +147,11 @@ fn refused(domain: &DomainRef, users: &[String]) -> Fault {
         .remedy("Nothing was removed. Discard the other one first, or keep this one")
 }
 
+/// Files with what each of them is.
+type Known = Vec<(PathBuf, FileId)>;
+
 /// Which files go and which stay.
-fn split(kept: &Kept) -> Result<(Vec<(PathBuf, FileId)>, Vec<PathBuf>), Fault> {
+fn split(kept: &Kept) -> Result<(Known, Vec<PathBuf>), Fault> {
     let own = kept.own_files();
     let all = kept.disks.iter().filter(|disk| disk.replaced).flat_map(|disk| disk.chain.iter());
     let mut stay: Vec<PathBuf> = all.filter(|path| !own.contains(path)).cloned().collect();

@@ -170,8 +170,7 @@ pub(super) fn write(folder: &Folder, name: &Component, bytes: &[u8]) -> Result<(
     let mut file = folder.create_file(&aside)?;
     let written = touch("write").map_err(std::io::Error::from).and_then(|()| file.write_all(bytes));
     written.map_err(io("write"))?;
-    let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
-    synced.map_err(io("sync"))?;
+    crate::blocking::sync(&file).map_err(io("sync"))?;
     folder.replace(&aside, name)?;
     folder.sync()
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::folder::{MANIFEST, NEW, PROTECTION, WITHDRAWN, fixed};
 use super::model::{Digest, FORMAT, FileEntry, Manifest, READER, Role};
-use crate::blocking::touch;
+use crate::blocking::{self, touch};
 use crate::image::qcow2::Format;
 use crate::image::root::{Component, Folder, RelPath, RootError};
 
@@ -144,8 +144,7 @@ pub fn write_durably(folder: &Folder, name: &'static str, bytes: &[u8]) -> Resul
     let written = touch("write").map_err(std::io::Error::from).and_then(|()| file.write_all(bytes));
     written.map_err(io("write"))?;
     if !vmkeep_workflow::mutation::on("fsync-left-out") {
-        let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
-        synced.map_err(io("sync"))?;
+        blocking::sync(&file).map_err(io("sync"))?;
     }
     folder.rename(&aside, &fixed(name))?;
     folder.sync()?;

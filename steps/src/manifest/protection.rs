@@ -104,7 +104,7 @@ pub fn write(folder: &Folder, note: &Protection) -> Result<(), RootError> {
     bytes.push(b'\n');
     folder.remove_file(&aside)?;
     let mut file = folder.create_file(&aside)?;
-    let written = file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(fail("write"));
+    let written = file.write_all(&bytes).and_then(|()| crate::blocking::sync(&file)).map_err(fail("write"));
     if let Err(error) = written.and_then(|()| folder.replace(&aside, &fixed(PROTECTION))) {
         let _ = folder.remove_file(&aside);
         return Err(error);

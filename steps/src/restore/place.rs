@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Stat;
 use vmkeep_workflow::{Class, Code, Fault, JobId, StepContext, Verdict};
 
-use crate::blocking::touch;
 use crate::codes;
 use crate::image::copy::Identity;
 use crate::image::rights::{Kind, Wish};
@@ -174,8 +173,7 @@ impl Place {
                 .remedy("See who else writes to that folder, and restore again"));
         }
         self.rights.give(&file).map_err(|e| e.fault(Kind::File, DOING, &object))?;
-        let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
-        synced.map_err(|e| {
+        crate::blocking::sync(&file).map_err(|e| {
             Fault::transient(codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION, "make its rights durable", object, e)
         })
     }

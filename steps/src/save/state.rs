@@ -8,7 +8,7 @@ use vmkeep_workflow::{Fault, Outputs};
 
 use super::Saving;
 use super::guest::SaveOutput;
-use crate::blocking::{look as looked, touch};
+use crate::blocking::{self, look as looked};
 use crate::hypervisor::{HvError, Storage};
 use crate::image::copy::Identity;
 use crate::snapshot::memory::WHOLE;
@@ -52,8 +52,7 @@ pub fn look(path: &Path) -> std::io::Result<Option<SavedState>> {
 /// # Errors
 /// When it cannot be.
 pub fn sync(path: &Path) -> std::io::Result<()> {
-    touch("sync a file")?;
-    std::fs::File::open(path)?.sync_all()?;
+    blocking::sync(&std::fs::File::open(path)?)?;
     match path.parent() {
         Some(folder) => std::fs::File::open(folder)?.sync_all(),
         None => Ok(()),

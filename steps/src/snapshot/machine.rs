@@ -213,7 +213,7 @@ fn write(
     let path = folder.path_of(&name);
     folder.remove_file(&name).map_err(|e| place(&e, &path))?;
     let mut file = folder.create_file(&name).map_err(|e| place(&e, &path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| {
+    file.write_all(bytes).and_then(|()| crate::blocking::sync(&file)).map_err(|e| {
         let code = codes::CANNOT_COPY_FILE_TO_BACKUP_LOCATION;
         Fault::transient(code, DOING, path.display().to_string(), e)
     })?;

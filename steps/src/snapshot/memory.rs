@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::blocking::{look as looked, touch};
+use crate::blocking::{self, look as looked};
 
 /// The magic word of a whole image.
 pub const WHOLE: &[u8; 16] = b"LibvirtQemudSave";
@@ -129,8 +129,7 @@ pub fn form(header: &[u8; 32]) -> Form {
 pub fn settle(path: &Path) -> std::io::Result<MemoryFile> {
     let found = look(path)?;
     if found == MemoryFile::Whole {
-        touch("sync a file")?;
-        std::fs::File::open(path)?.sync_all()?;
+        blocking::sync(&std::fs::File::open(path)?)?;
         if let Some(folder) = path.parent() {
             std::fs::File::open(folder)?.sync_all()?;
         }

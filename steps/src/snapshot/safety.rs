@@ -26,7 +26,7 @@ use crate::image::device;
 pub enum Release {
     /// We hold nothing.
     NotHeld,
-    /// libvirt has a job on the domain that we started; it must end first.
+    /// libvirt has a job on the domain that we started, or a call that may still stop the guest; it must end first.
     Waiting,
     /// The guest's file systems were thawed.
     Thawed,
@@ -84,7 +84,15 @@ pub async fn release(world: &World, store: &str, domain: &DomainId) -> Result<Re
             Ok(Release::Resumed { redefined: Vec::new() })
         }
         Some(Hold::Suspended) => {
-            if world.hypervisor.domain_job(domain).await?.is_some() {
+            let mut seen = seen;
+            if !matches!(seen.state, RunState::Paused(_)) {
+                // The call that was to stop it may be on its way still, from one who is gone. Without the note nobody would
+                // know whose pause it is, and it would last.
+                if fence::busy(&*world.hypervisor, domain).await?.is_some() {
+                    return Ok(Release::Waiting);
+                }
+                seen = world.hypervisor.observe(domain).await?;
+            } else if world.hypervisor.domain_job(domain).await?.is_some() {
                 return Ok(Release::Waiting);
             }
             let redefined = match seen.state {

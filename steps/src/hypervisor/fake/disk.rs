@@ -87,42 +87,56 @@ fn find(file: &File, number: u64) -> io::Result<Option<u64>> {
 
 /// Reads a cluster of a disk through its chain, from the top down.
 pub(super) fn read(chain: &[Layer], number: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; CLUSTER as usize];
     for layer in chain {
-        let file = File::open(&layer.path)?;
-        let at = match layer.format.as_str() {
-            "raw" => Some(number * CLUSTER),
-            _ => find(&file, number)?,
-        };
-        let Some(at) = at else { continue };
-        let mut done = 0;
-        while done < bytes.len() {
-            match file.read_at(&mut bytes[done..], at + done as u64)? {
-                0 => break,
-                n => done += n,
-            }
+        if let Some(bytes) = get(&File::open(&layer.path)?, &layer.format, number)? {
+            return Ok(bytes);
         }
-        break;
     }
-    Ok(bytes)
+    Ok(vec![0; CLUSTER as usize])
+}
+
+/// Reads a cluster of one image, if it has it.
+pub(super) fn get(file: &File, format: &str, number: u64) -> io::Result<Option<Vec<u8>>> {
+    let at = match format {
+        "raw" => Some(number * CLUSTER),
+        _ => find(file, number)?,
+    };
+    let Some(at) = at else { return Ok(None) };
+    let (mut bytes, mut done) = (vec![0; CLUSTER as usize], 0);
+    while done < bytes.len() {
+        match file.read_at(&mut bytes[done..], at + done as u64)? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    Ok(Some(bytes))
 }
 
 /// Writes a cluster to an image, which is younger afterwards by all appearances: `when` is later than any time before.
 pub(super) fn write(top: &Layer, number: u64, bytes: &[u8], when: SystemTime) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(&top.path)?;
-    if top.format == "raw" {
+    put(&open(&top.path)?, &top.format, number, bytes, when)
+}
+
+/// Opens an image for writing.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// See [`write`].
+pub(super) fn put(file: &File, format: &str, number: u64, bytes: &[u8], when: SystemTime) -> io::Result<()> {
+    if format == "raw" {
         file.write_all_at(bytes, number * CLUSTER)?;
         return file.set_modified(when);
     }
-    let mut table = be64(&file, L1)? & PLACE;
+    let mut table = be64(file, L1)? & PLACE;
     if table == 0 {
-        table = allocate(&file)?;
+        table = allocate(file)?;
         file.write_all_at(&(table | COPIED).to_be_bytes(), L1)?;
     }
-    let at = match find(&file, number)? {
+    let at = match find(file, number)? {
         Some(at) => at,
         None => {
-            let at = allocate(&file)?;
+            let at = allocate(file)?;
             file.write_all_at(&(at | COPIED).to_be_bytes(), table + number * 8)?;
             at
         }
@@ -140,22 +154,28 @@ pub(super) fn allocated(overlay: &Path) -> io::Result<u64> {
 pub(super) fn commit(overlay: &Path, base: &Layer, when: SystemTime) -> io::Result<Vec<u64>> {
     let file = File::open(overlay)?;
     let mut written = Vec::new();
-    if be64(&file, L1)? & PLACE == 0 {
+    let table = be64(&file, L1)? & PLACE;
+    if table == 0 {
         return Ok(written);
     }
-    let alone = [Layer { path: overlay.to_owned(), format: "qcow2".to_owned() }];
-    for number in 0..CLUSTER / 8 {
-        if find(&file, number)?.is_some() {
-            write(base, number, &read(&alone, number)?, when)?;
-            written.push(number);
+    let mut entries = vec![0; CLUSTER as usize];
+    file.read_exact_at(&mut entries, table)?;
+    for (number, entry) in (0..).zip(entries.as_chunks().0) {
+        let at = u64::from_be_bytes(*entry) & PLACE;
+        if at == 0 {
+            continue;
         }
+        let mut bytes = vec![0; CLUSTER as usize];
+        file.read_exact_at(&mut bytes, at)?;
+        write(base, number, &bytes, when)?;
+        written.push(number);
     }
     Ok(written)
 }
 
 /// Lets an overlay forget all that it holds, as `qemu-img commit` does in the end.
 pub(super) fn empty(overlay: &Path, when: SystemTime) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(overlay)?;
+    let file = open(overlay)?;
     file.write_all_at(&0_u64.to_be_bytes(), L1)?;
     let clusters = file.metadata()?.len() / CLUSTER;
     for cluster in FIRST_FREE..clusters {

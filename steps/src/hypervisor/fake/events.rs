@@ -1,7 +1,9 @@
 //! What happens to the world without being asked for.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::guests::tick;
 use super::{Def, Domain, Fake, HEAD, Inner, Mind, Open, Process, disk, home, io, no};
@@ -11,9 +13,10 @@ use crate::image::qcow2::Format;
 use crate::snapshot::memory::{PART, WHOLE};
 
 impl Fake {
-    /// The host loses power, and comes up again. With `autostart` every guest that ran starts with it.
+    /// The host loses power, and comes up again; files that vmkeepd made and did not sync are empty. With `autostart` every guest that ran starts with it.
     pub fn power_cut(&self, autostart: bool) {
         let mut inner = self.inner();
+        crate::simulation::power_cut();
         inner.late.clear();
         inner.helpers.clear();
         inner.readers.clear();
@@ -278,13 +281,9 @@ impl Inner {
             };
             disk.found |= disk.backing.is_none();
             disk.backing = Some(chain[1..].to_vec());
-            let ids = chain
-                .iter()
-                .map(|layer| std::fs::metadata(&layer.path).map(|data| FileId::of(&data)))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(io)?;
+            let (files, ids) = held_open(&chain)?;
             let size = local::inspect(&disk.layer)?.map_or(0, |image| image.virtual_size);
-            disks.push(Open { target: disk.target.clone(), chain, ids, size });
+            disks.push(Open { target: disk.target.clone(), chain, files, ids, size });
         }
         let held = |open: &Open| {
             let others = self.domains.values().filter_map(|d| d.process.as_ref()).flat_map(|p| &p.disks);
@@ -361,16 +360,22 @@ impl Inner {
         target: &crate::hypervisor::Target,
         chain: Vec<Layer>,
     ) -> HvResult<()> {
-        let ids = chain
-            .iter()
-            .map(|layer| std::fs::metadata(&layer.path).map(|data| FileId::of(&data)))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(io)?;
+        let (files, ids) = held_open(&chain)?;
         if let Some(open) = process.disks.iter_mut().find(|open| open.target == *target) {
-            (open.chain, open.ids) = (chain, ids);
+            (open.chain, open.files, open.ids) = (chain, files, ids);
         }
         Ok(())
     }
+}
+
+/// The files of a chain, as QEMU holds them open, and which they are.
+fn held_open(chain: &[Layer]) -> HvResult<(Vec<Arc<File>>, Vec<FileId>)> {
+    let one = |layer: &Layer| {
+        let file = disk::open(&layer.path)?;
+        let id = FileId::of(&file.metadata()?);
+        Ok((Arc::new(file), id))
+    };
+    chain.iter().map(one).collect::<std::io::Result<_>>().map_err(io)
 }
 
 /// The chain that QEMU opens.

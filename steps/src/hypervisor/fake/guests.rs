@@ -38,8 +38,12 @@ fn full_of(tick: u64) -> Vec<u8> {
 }
 
 pub(super) fn tick(chain: &[Layer]) -> std::io::Result<u64> {
-    let bytes = disk::read(chain, 0)?;
-    Ok(u64::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]]))
+    Ok(tick_of(&disk::read(chain, 0)?))
+}
+
+/// The tick that a disk's first page tells.
+fn tick_of(page: &[u8]) -> u64 {
+    u64::from_be_bytes([page[0], page[1], page[2], page[3], page[4], page[5], page[6], page[7]])
 }
 
 impl Fake {
@@ -150,7 +154,8 @@ impl Inner {
                 return Ok(());
             }
         }
-        let found = tick(&open.chain)?;
+        let mut first = open.read(0)?;
+        let found = tick_of(&first);
         let known = process.memory.get(&open.target).copied().unwrap_or(0);
         if found != known {
             self.wrong.push(format!(
@@ -164,7 +169,6 @@ impl Inner {
         if let Some(page) = besides(next, open.size) {
             self.guest_overwrites(id, &open, page, &full_of(next), when)?;
         }
-        let mut first = disk::read(&open.chain, 0)?;
         first[..8].copy_from_slice(&next.to_be_bytes());
         self.guest_overwrites(id, &open, 0, &first, when)?;
         if let Some(process) = self.domains.get_mut(id).and_then(|domain| domain.process.as_mut()) {
@@ -188,7 +192,7 @@ impl Inner {
         if let Some(process) = self.domains.get_mut(id).and_then(|domain| domain.process.as_mut()) {
             process.keep(&open.target, page)?;
         }
-        disk::write(&open.chain[0], page, bytes, when)?;
+        disk::put(&open.files[0], &open.chain[0].format, page, bytes, when)?;
         self.bitmaps.record(&open.chain[0].path, page);
         Ok(())
     }

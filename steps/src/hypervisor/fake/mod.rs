@@ -79,9 +79,23 @@ pub struct Client {
 pub(super) struct Open {
     target: Target,
     chain: Vec<Layer>,
+    /// What it holds open, from the top down.
+    files: Vec<Arc<std::fs::File>>,
     ids: Vec<super::FileId>,
     /// Bytes.
     size: u64,
+}
+
+impl Open {
+    /// Reads a cluster.
+    fn read(&self, number: u64) -> std::io::Result<Vec<u8>> {
+        for (layer, file) in self.chain.iter().zip(&self.files) {
+            if let Some(bytes) = disk::get(file, &layer.format, number)? {
+                return Ok(bytes);
+            }
+        }
+        Ok(vec![0; disk::CLUSTER as usize])
+    }
 }
 
 /// An active commit.

@@ -194,7 +194,7 @@ impl Process {
         if let Some(disk) = self.pull.iter_mut().flat_map(|pull| &mut pull.disks).find(copies)
             && !disk.kept.contains_key(&page)
         {
-            disk.kept.insert(page, disk::read(&open.chain, page)?);
+            disk.kept.insert(page, open.read(page)?);
         }
         Ok(())
     }
@@ -421,7 +421,7 @@ impl View for Export {
         // Without its block job it shows what is there now, and says nothing of it.
         match disk.kept.get(&page).filter(|_| disk.copies) {
             Some(kept) => Ok(kept.clone()),
-            None => disk::read(&open.chain, page).map_err(io),
+            None => open.read(page).map_err(io),
         }
     }
 

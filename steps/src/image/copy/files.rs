@@ -1,7 +1,7 @@
 //! The two ends of a copy, behind traits so that tests can make them fail where disks do.
 
 use super::CopyError;
-use crate::blocking::{look, touch};
+use crate::blocking::{self, look, touch};
 use crate::image::{device, open};
 use rustix::fs::{Advice, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -289,13 +289,11 @@ impl Target for TargetFile {
     }
 
     fn sync_data(&self) -> Result<()> {
-        touch("sync a file")?;
-        self.0.sync_data()
+        blocking::sync_data(&self.0)
     }
 
     fn sync_all(&self) -> Result<()> {
-        touch("sync a file")?;
-        self.0.sync_all()
+        blocking::sync(&self.0)
     }
 
     fn forget(&self, offset: u64, len: u64) {

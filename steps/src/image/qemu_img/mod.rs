@@ -357,7 +357,7 @@ fn sync(path: &Path) -> Result<(), QemuImgError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     for path in [path, folder] {
         std::fs::File::open(path)
-            .and_then(|file| file.sync_all())
+            .and_then(|file| crate::blocking::sync(&file))
             .map_err(|source| QemuImgError::Sync { path: path.to_owned(), source })?;
     }
     Ok(())

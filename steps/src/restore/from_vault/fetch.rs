@@ -29,7 +29,6 @@ use vmkeep_workflow::progress::Progress;
 use vmkeep_workflow::{Code, Fault, JobId, StepContext, Verdict};
 
 use super::reader::{Reader, Readers, Source};
-use crate::blocking::touch;
 use crate::codes;
 use crate::image::copy::{Identity, Throttle};
 use crate::image::qcow2::Format;
@@ -267,8 +266,7 @@ impl Fetch {
         })?;
         cx.progress.report(size, size, "bytes");
         blocking(self, move |this| {
-            let synced = touch("sync a file").map_err(std::io::Error::from).and_then(|()| file.sync_all());
-            synced.map_err(|e| this.unwritten(&e))?;
+            crate::blocking::sync(&file).map_err(|e| this.unwritten(&e))?;
             Identity::of(&file).map_err(|e| this.unwritten(&std::io::Error::other(e.to_string())))
         })
         .await
