@@ -224,18 +224,17 @@ impl Guard {
         }
         match rescue(&self.dog.world, &self.dog.store, &self.domain).await? {
             Rescue::NotOurs => {}
-            Rescue::Resumed { overlays } => {
+            Rescue::Resumed { files } => {
                 (seen.resumed, seen.told) = (Some((Instant::now(), row)), false);
                 let act = format!(
                     "resumed the guest, which QEMU had stopped because {} could not grow",
-                    names(&overlays)
+                    names(&files)
                 );
                 self.did(job, act, "done: there is room again".to_owned());
             }
-            Rescue::NoRoom { overlay, free } if !seen.told => {
+            Rescue::NoRoom { file, free } if !seen.told => {
                 seen.told = true;
-                let act =
-                    format!("found the guest stopped by QEMU because {} cannot grow", overlay.display());
+                let act = format!("found the guest stopped by QEMU because {} cannot grow", file.display());
                 let outcome = format!(
                     "{} are free there. What the job itself can give up it gives up; else make room, and the guest goes on by itself",
                     bytes(free)

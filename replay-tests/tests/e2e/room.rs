@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use replay_tests::testbed::{DiskSpec, GuestSpec, MIB};
+use rustix::process::Signal;
 
 use crate::support::bed::*;
 use crate::support::mount::Mount;
-use crate::support::{Host, files_below};
+use crate::support::{Host, files_below, signal};
 
 #[test]
 fn too_little_room_is_refused_before_anything_is_touched() {
@@ -94,7 +95,7 @@ fn a_copy_is_given_up_when_the_guests_own_file_system_fills_up() {
         .disk(DiskSpec::new(32 * MIB).raw().at(&mount.0.join("b.raw")));
     let bed = Bed::boot_on(host, Some(mount), &spec);
     let (host, mount) = (&bed.host, bed.mount());
-    let _daemon = host.daemon();
+    let daemon = host.daemon();
     let before = files_below(&mount.0);
     let slow = ["snapshot", "web1", "--disk-only", "--bandwidth", "4M"];
 
@@ -107,10 +108,12 @@ fn a_copy_is_given_up_when_the_guests_own_file_system_fills_up() {
     bed.assert_back_home();
     assert_eq!(files_below(&mount.0), before);
 
-    // Full: QEMU stops the guest. It comes back by itself once there is room.
+    // Full: QEMU stops the guest, before vmkeepd can see it coming. It comes back by itself once there is room.
     let job = in_the_middle(host, &slow);
+    signal(daemon.pid(), Signal::STOP);
     mount.fill(0);
     bed.guest.wait_state("paused").unwrap();
+    signal(daemon.pid(), Signal::CONT);
     mount.clear();
     assert_eq!(ended(host, &job), ("rolled_back".to_owned(), 102), "{}", host.ok(&["job", "explain", &job]));
     bed.assert_back_home();

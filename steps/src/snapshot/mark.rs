@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 
+use super::rescue::{self, Rescue};
 use super::{World, cannot_look, fence, not_looked, on_the_way_back};
 use crate::codes;
-use crate::hypervisor::{DomainRef, Marker, Observation, Trouble};
+use crate::hypervisor::{DomainRef, Marker, Observation, PauseReason, RunState, Trouble};
 
 /// Writes the marker.
 #[derive(Debug)]
@@ -110,7 +111,7 @@ impl Step for Unmark {
     }
 }
 
-/// Removes the marker if it is this job's.
+/// Removes the marker if it is this job's. Whoever the job's files have kept from writing goes on first.
 async fn clear(world: &World, cx: &StepContext, input: &MarkInput) -> Result<(), Fault> {
     let seen = match world.hypervisor.observe(&input.domain.id).await {
         // A domain that is gone bears no marker.
@@ -122,6 +123,16 @@ async fn clear(world: &World, cx: &StepContext, input: &MarkInput) -> Result<(),
     let ours = |m: Option<&Marker>| m.is_some_and(|m| m.store == input.store && m.job == cx.job.to_string());
     if !ours(marker_of(&seen, false)) && !ours(marker_of(&seen, true)) {
         return Ok(());
+    }
+    if seen.state == RunState::Paused(PauseReason::IoError) {
+        match rescue::at_home(world, &input.store, &input.domain.id).await {
+            Ok(Rescue::NotOurs) => {}
+            Ok(found) => tracing::info!(domain = %input.domain.name, ?found, "QEMU had stopped the guest"),
+            // The job has done with its disks; what stops the guest now is to be seen to by its operator.
+            Err(error) => {
+                tracing::warn!(domain = %input.domain.name, %error, "QEMU has stopped the guest, and it could not be resumed");
+            }
+        }
     }
     world.hypervisor.clear_marker(&input.domain.id).await.map_err(|e| {
         let doing = "remove the marker from the domain";

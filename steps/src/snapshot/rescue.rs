@@ -6,9 +6,12 @@
 //! nothing had happened. That is done here as soon as there is room, whoever made it: the copy that was given up, an
 //! operator, or the guest's own file system that was grown.
 //!
-//! Nothing is done about a guest that we hold: whoever holds it sets it free. Nor about one that is on its own images:
-//! what it waits for is not ours. If the room does not help (a quota, say, that nobody tells of) QEMU stops the guest
-//! again, and the caller waits longer from time to time.
+//! Nothing is done about a guest that we hold: whoever holds it sets it free. If the room does not help (a quota, say,
+//! that nobody tells of) QEMU stops the guest again, and the caller waits longer from time to time.
+//!
+//! What a guest on its own images waits for is not ours, but for one case: it was brought home while overlays that are no
+//! longer needed still took the room that it lacks, and could not write there either. So it is let run once more when the
+//! job leaves it ([`at_home`]), after the overlays have gone.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,13 +37,13 @@ pub enum Rescue {
     NotOurs,
     /// It runs again.
     Resumed {
-        /// The overlays that it had stopped on.
-        overlays: Vec<PathBuf>,
+        /// The files that it writes to: overlays, or its own images.
+        files: Vec<PathBuf>,
     },
-    /// There is still no room beside this overlay.
+    /// There is still no room beside this file.
     NoRoom {
-        /// The overlay.
-        overlay: PathBuf,
+        /// One that it writes to.
+        file: PathBuf,
         /// Bytes free there.
         free: u64,
     },
@@ -51,6 +54,33 @@ pub enum Rescue {
 /// # Errors
 /// When the hypervisor did not do it, or did not answer. To be repeated.
 pub async fn rescue(world: &World, store: &str, domain: &DomainId) -> Result<Rescue, HvError> {
+    let on_overlays = |mut tops: Vec<PathBuf>| {
+        tops.retain(|top| overlay_job(top).is_some());
+        tops
+    };
+    let_run(world, store, domain, on_overlays).await
+}
+
+/// Lets a domain's guest run if QEMU has stopped it on its own images, this store's job is about to leave it, and there is
+/// room now.
+///
+/// # Errors
+/// As [`rescue`].
+pub async fn at_home(world: &World, store: &str, domain: &DomainId) -> Result<Rescue, HvError> {
+    let all_at_home = |tops: Vec<PathBuf>| match tops.iter().any(|top| overlay_job(top).is_some()) {
+        true => Vec::new(),
+        false => tops,
+    };
+    let_run(world, store, domain, all_at_home).await
+}
+
+/// The guest that nobody holds runs, if there is room beside those of its files that it is to run for.
+async fn let_run(
+    world: &World,
+    store: &str,
+    domain: &DomainId,
+    of_these: impl FnOnce(Vec<PathBuf>) -> Vec<PathBuf>,
+) -> Result<Rescue, HvError> {
     let stopped = RunState::Paused(PauseReason::IoError);
     if world.hypervisor.state(domain).await? != stopped {
         return Ok(Rescue::NotOurs);
@@ -62,19 +92,18 @@ pub async fn rescue(world: &World, store: &str, domain: &DomainId) -> Result<Res
         return Ok(Rescue::NotOurs);
     }
     let tops = seen.qemu.iter().flat_map(|qemu| &qemu.disks).filter_map(|disk| disk.chain.first());
-    let overlays: Vec<PathBuf> =
-        tops.filter(|top| overlay_job(&top.path).is_some()).map(|top| top.path.clone()).collect();
-    if overlays.is_empty() {
+    let files = of_these(tops.map(|top| top.path.clone()).collect());
+    if files.is_empty() {
         return Ok(Rescue::NotOurs);
     }
-    for overlay in &overlays {
-        let free = world.storage.space(overlay).await?.free;
+    for file in &files {
+        let free = world.storage.space(file).await?.free;
         if free < ROOM {
-            return Ok(Rescue::NoRoom { overlay: overlay.clone(), free });
+            return Ok(Rescue::NoRoom { file: file.clone(), free });
         }
     }
     match world.hypervisor.resume(domain).await {
-        Ok(()) => Ok(Rescue::Resumed { overlays }),
+        Ok(()) => Ok(Rescue::Resumed { files }),
         Err(e) => {
             // It may yet come, and must not come in the middle of somebody's act.
             let since = Instant::now();

@@ -6,6 +6,7 @@ use super::fake::*;
 use crate::codes;
 use crate::hypervisor::*;
 use crate::snapshot::freeze::{FreezeGuest, FreezeOutput};
+use crate::snapshot::mark::{MarkInput, Unmark};
 use crate::snapshot::rescue::{ROOM, Rescue, rescue};
 use crate::snapshot::take::TakeSnapshot;
 use vmkeep_workflow::{Outputs, Step};
@@ -34,7 +35,7 @@ async fn a_guest_on_an_overlay_that_could_not_grow_runs_as_soon_as_there_is_room
     assert_eq!(fake.state().run, STOPPED);
     fake.state().free = ROOM;
     let found = rescue(&fake.world(), STORE, &domain().id).await.unwrap();
-    assert!(matches!(&found, Rescue::Resumed { overlays } if overlays.len() == 2), "{found:?}");
+    assert!(matches!(&found, Rescue::Resumed { files } if files.len() == 2), "{found:?}");
     assert_eq!(fake.state().run, RunState::Running);
     assert_eq!(rescue(&fake.world(), STORE, &domain().id).await.unwrap(), Rescue::NotOurs);
 }
@@ -55,6 +56,29 @@ async fn a_guest_that_somebody_holds_or_that_is_on_its_own_images_is_left_to_the
     (by_its_operator.state().run, by_its_operator.state().free) =
         (RunState::Paused(PauseReason::Asked), ROOM);
     assert_eq!(rescue(&by_its_operator.world(), STORE, &domain().id).await.unwrap(), Rescue::NotOurs);
+}
+
+/// Brought home while the overlays still took the room that it lacked.
+#[tokio::test]
+async fn a_guest_that_stopped_on_its_own_images_runs_when_the_job_leaves_it_if_there_is_room() {
+    let unmark = async |fake: &Fake| {
+        let input = MarkInput { domain: domain(), store: STORE.to_owned() };
+        Unmark(fake.world()).run(&context(1), input).await.unwrap();
+        assert_eq!(fake.state().marker, None);
+        fake.state().run
+    };
+    let at_home = |free| {
+        let fake = Fake::new();
+        let mut state = fake.state();
+        (state.run, state.free, state.marker) = (STOPPED, free, Some(marked(None)));
+        drop(state);
+        fake
+    };
+    assert_eq!(unmark(&at_home(ROOM)).await, RunState::Running);
+    assert_eq!(unmark(&at_home(ROOM - 1)).await, STOPPED);
+    let by_its_operator = at_home(ROOM);
+    by_its_operator.state().run = RunState::Paused(PauseReason::Asked);
+    assert_eq!(unmark(&by_its_operator).await, RunState::Paused(PauseReason::Asked));
 }
 
 #[tokio::test]
