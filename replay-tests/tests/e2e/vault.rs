@@ -8,6 +8,7 @@ use replay_tests::testbed::{DiskSpec, GuestSpec, MIB, images_equal};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::holds::frozen;
 use crate::killed::at_every_boundary;
 use crate::support::bed::{Bed, configure, folder, give, large, refused, small};
 use crate::support::mount::Mount;
@@ -180,6 +181,41 @@ fn a_libvirtd_that_is_killed_in_the_middle_costs_the_backup_nothing() {
     let row = bed.host.settled(&job);
     assert_eq!(row["status"], "succeeded", "{}", bed.host.story(&job));
     holds(&bed, &row, "then", &then);
+    bed.assert_back_home();
+}
+
+/// Its scratch files grow as long as it lasts, and nobody looks after them once all is read.
+#[test]
+fn a_guest_that_cannot_be_thawed_does_not_keep_the_backup_job_open() {
+    let bed = bed(&small("web1").disk(DiskSpec::new(32 * MIB).ext4()).agent());
+    let args = ["backup", "web1", "--quiesce"];
+    let daemon = bed.host.daemon();
+    let clean = bed.host.settled(&bed.host.begin(&args));
+    let clean = bed.host.history(clean["id"].as_str().unwrap());
+    daemon.end();
+    let begun = clean.iter().position(|row| about(row, "step_succeeded", "begin")).unwrap();
+    let mut doomed = bed.host.daemon_that_dies(Some(&format!("append/after/backup/{}", begun + 1)));
+    until("vmkeepd to be ready", || bed.host.ready().then_some(()));
+    let _ = bed.host.vmkeep(&[&args[..], &["--no-wait"]].concat());
+    doomed.dies_or(|| false);
+    assert!(frozen(&bed.guest));
+    bed.guest.send("sh kill -STOP $(cat /var/run/qemu-ga.pid)").unwrap();
+
+    let _daemon = bed.host.daemon();
+    let jobs = bed.host.json(&["jobs", "--workflow", "backup", "--limit", "1"]);
+    let job = jobs[0]["id"].as_str().unwrap();
+    bed.host.reached(job, "step_succeeded", "end");
+    let history = bed.host.history(job);
+    for later in [("step_succeeded", "thaw"), ("step_started", "commit")] {
+        assert!(
+            !history.iter().any(|row| about(row, later.0, later.1)),
+            "{later:?}: {}",
+            bed.host.story(job)
+        );
+    }
+    bed.guest.send("sh kill -CONT $(cat /var/run/qemu-ga.pid)").unwrap();
+    assert_eq!(bed.host.settled(job)["status"], "succeeded", "{}", bed.host.story(job));
+    assert!(!frozen(&bed.guest));
     bed.assert_back_home();
 }
 

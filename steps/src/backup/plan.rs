@@ -133,7 +133,8 @@ impl Builder<'_> {
                 .probing(PATIENT_LOOK)
                 .deadline(Millis::secs(300)),
         );
-        let mut before_end = vec![READ];
+        // A guest that cannot be thawed yet does not keep the backup job open: nobody looks after its scratch files once all is read.
+        let mut before_commit = vec!["end"];
         if freeze {
             steps.push(
                 step::<ThawGuest>("thaw", "thaw the guest's file systems", &frozen)?
@@ -143,19 +144,19 @@ impl Builder<'_> {
                     .retry(PATIENTLY)
                     .probing(PATIENT_LOOK),
             );
-            before_end.push("thaw");
+            before_commit.push("thaw");
         }
         let from = ReadFrom::Pull { begin: BEGIN.into(), instance: instance.to_owned() };
         steps.push(self.read(seen, choice, from).await?.after(BEGIN));
         let scratch = choice.disks.iter().map(|disk| disk.scratch.clone()).collect();
         steps.push(
             step::<EndPull>("end", "end the backup job", &EndInput { domain: domain.clone(), scratch })?
-                .after_all(before_end)
+                .after(READ)
                 .closes(BEGIN)
                 .retry(PATIENTLY)
                 .probing(PATIENT_LOOK),
         );
-        steps.push(self.commit(domain)?.after("end"));
+        steps.push(self.commit(domain)?.after_all(before_commit));
         let forget = ForgetInput {
             domain: domain.clone(),
             prefix,
