@@ -58,6 +58,8 @@ struct Tally {
     resumed: usize,
     /// Domains that libvirt had locked for ever.
     locks: usize,
+    /// Agents that libvirt did not hear.
+    unheard: usize,
     /// Why an operator was called.
     needs: BTreeMap<u64, usize>,
     /// Why jobs did not succeed.
@@ -79,7 +81,12 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "jobs {:?}", self.ends)?;
         writeln!(f, "blows, {} in all: {:?}", self.blows.values().sum::<usize>(), self.blows)?;
-        writeln!(f, "resumed {}, needed attention {:?}, unlocked {}", self.resumed, self.needs, self.locks)?;
+        writeln!(f, "resumed {}, needed attention {:?}", self.resumed, self.needs)?;
+        writeln!(
+            f,
+            "unlocked by an operator {}, libvirtd started anew for an agent {}",
+            self.locks, self.unheard
+        )?;
         write!(f, "reasons of those that did not succeed: {:?}", self.reasons)
     }
 }
@@ -148,6 +155,7 @@ impl Chaos {
             let row = in_time(|| {
                 self.operator();
                 let row = self.bed.host.job(job);
+                self.agent_is_heard(&row);
                 let rests = row["ended"].is_string() || row["status"] == "needs_attention";
                 (rests || self.is_forgotten(&row)).then_some(row)
             });
@@ -181,6 +189,24 @@ impl Chaos {
             until("the job to go on", || {
                 (self.bed.host.job(job)["status"] != "needs_attention").then_some(())
             });
+        }
+    }
+
+    /// A guest that is reset while it is frozen, and a libvirtd that is killed: the next one hears nothing of the guest's agent as
+    /// long as the backup job lasts. Its operator starts it anew.
+    fn agent_is_heard(&mut self, row: &Value) {
+        const CANNOT_THAW: u64 = 100;
+        let hypervisor = &self.bed.host.hypervisor;
+        let xml = || self.bed.guest.virsh("dumpxml", &[]).unwrap_or_default();
+        let said = |xml: &str| xml.contains("name='org.qemu.guest_agent.0' state='disconnected'");
+        if row["fault"]["code"] == CANNOT_THAW
+            && said(&xml())
+            && self.bed.guest.wait_more(100).is_ok()
+            && said(&xml())
+        {
+            self.tally.unheard += 1;
+            hypervisor.kill_libvirtd().unwrap();
+            hypervisor.start_libvirtd().unwrap();
         }
     }
 
