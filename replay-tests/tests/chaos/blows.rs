@@ -125,7 +125,7 @@ impl Chaos {
             // A guest that stands still hears nothing.
             Blow::StopAgent if self.harm.paused => {}
             Blow::StopAgent => {
-                let stopped = self.bed.guest.send("sh kill -STOP $(cat /var/run/qemu-ga.pid)");
+                let stopped = self.bed.guest.send("sh kill -STOP $(pidof qemu-ga)");
                 self.harm.silenced |= stopped.is_ok();
             }
             Blow::PauseGuest => {
@@ -181,7 +181,7 @@ impl Chaos {
             self.harm.qemu_ended = self.bed.guest.virsh("start", &[]).is_err();
         }
         if self.harm.silenced && state.state == "running" {
-            self.harm.silenced = self.bed.guest.send("sh kill -CONT $(cat /var/run/qemu-ga.pid)").is_err();
+            self.harm.silenced = self.bed.guest.send("sh kill -CONT $(pidof qemu-ga)").is_err();
         }
     }
 }

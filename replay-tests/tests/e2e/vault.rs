@@ -199,7 +199,7 @@ fn a_guest_that_cannot_be_thawed_does_not_keep_the_backup_job_open() {
     let _ = bed.host.vmkeep(&[&args[..], &["--no-wait"]].concat());
     doomed.dies_or(|| false);
     assert!(frozen(&bed.guest));
-    bed.guest.send("sh kill -STOP $(cat /var/run/qemu-ga.pid)").unwrap();
+    bed.guest.send("sh kill -STOP $(pidof qemu-ga)").unwrap();
 
     let _daemon = bed.host.daemon();
     let jobs = bed.host.json(&["jobs", "--workflow", "backup", "--limit", "1"]);
@@ -213,7 +213,7 @@ fn a_guest_that_cannot_be_thawed_does_not_keep_the_backup_job_open() {
             bed.host.story(job)
         );
     }
-    bed.guest.send("sh kill -CONT $(cat /var/run/qemu-ga.pid)").unwrap();
+    bed.guest.send("sh kill -CONT $(pidof qemu-ga)").unwrap();
     assert_eq!(bed.host.settled(job)["status"], "succeeded", "{}", bed.host.story(job));
     assert!(!frozen(&bed.guest));
     bed.assert_back_home();
