@@ -7,7 +7,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch as channel;
 use vmkeep_libvirt::Event;
 use vmkeep_libvirt::event::Lifecycle;
-use vmkeep_steps::hypervisor::{DomainId, DomainRef, Hypervisor};
+use vmkeep_steps::hypervisor::{DomainId, DomainRef, Hold, Hypervisor};
 use vmkeep_steps::snapshot::World;
 use vmkeep_workflow::{Engine, Fault, JobId};
 
@@ -164,6 +164,12 @@ impl Watched {
             self.engine.open(&domain.id.to_string());
         }
         for (domain, act) in pass.waiting {
+            if self.is_seen_to(&domain).await {
+                tracing::warn!(domain = %domain.name, "the guest is not thawed yet: its job and the watchdog go on trying");
+                act.abort();
+                self.engine.open(&domain.id.to_string());
+                continue;
+            }
             let engine = self.engine.clone();
             tokio::spawn(async move {
                 let freed = act.await.ok().flatten();
@@ -175,6 +181,18 @@ impl Watched {
             });
         }
         pass.free.into_iter().filter_map(|(_, freed)| freed).collect()
+    }
+
+    /// Whether a guest that does not answer is only frozen, and by a job that goes on. An agent may be silent for good, and
+    /// thawing the guest is that job's own next act, and the watchdog's; whatever else the job has under way on the domain must
+    /// not wait for it.
+    async fn is_seen_to(&self, domain: &DomainRef) -> bool {
+        let Ok(Some(marker)) = self.world.hypervisor.marker(&domain.id).await else { return false };
+        let Ok(job) = marker.job.parse::<JobId>() else { return false };
+        if marker.store != self.store || marker.hold != Some(Hold::Frozen) {
+            return false;
+        }
+        matches!(self.engine.store().job(job).await, Ok(Some(row)) if row.ended.is_none())
     }
 }
 
