@@ -151,17 +151,23 @@ impl InFlight {
 
     /// Waits until no call about the domain is in flight; `false` when that took longer than `limit`.
     pub async fn idle(&self, uuid: Uuid, limit: Duration) -> bool {
-        let wait = async {
-            loop {
-                let changed = self.0.changed.notified();
-                if self.count(uuid) == 0 {
-                    return;
-                }
-                // The end of a daemon is not announced to this list, so look now and then.
-                let _ = tokio::time::timeout(Duration::from_millis(200), changed).await;
+        tokio::time::timeout(limit, self.until(|list| list.count(uuid) == 0)).await.is_ok()
+    }
+
+    /// Waits until nobody is in a call any more, whatever may still come of those whose answer was lost.
+    pub(crate) async fn all_back(&self) {
+        self.until(|list| list.list().iter().all(|call| call.answer_lost)).await;
+    }
+
+    async fn until(&self, so: impl Fn(&Self) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if so(self) {
+                return;
             }
-        };
-        tokio::time::timeout(limit, wait).await.is_ok()
+            // The end of a daemon is not announced to this list, so look now and then.
+            let _ = tokio::time::timeout(Duration::from_millis(200), changed).await;
+        }
     }
 }
 

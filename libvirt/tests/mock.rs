@@ -358,3 +358,24 @@ async fn a_call_that_panics_is_an_error_and_leaves_nothing_behind() {
     assert!(client.in_flight().idle(uuid, LONG).await);
     client.domain(uuid).call("look", |d| d.state()).await.unwrap();
 }
+
+#[tokio::test]
+async fn whoever_closes_waits_for_calls_under_way_and_nobody_calls_after() {
+    let (_host, client, uuid) = client(ClientOptions::default()).await;
+    let (go_on, wait) = mpsc::channel::<()>();
+    let call = tokio::spawn({
+        let handle = client.domain(uuid);
+        async move {
+            handle.call("look late", move |d| wait.recv().map_or_else(|_| d.state(), |()| d.state())).await
+        }
+    });
+    while client.in_flight().count(uuid) == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!client.close(Duration::from_millis(10)).await, "a call is under way");
+    go_on.send(()).unwrap();
+    assert!(client.close(LONG).await);
+    call.await.unwrap().unwrap();
+    let error = client.domain(uuid).call("look", |d| d.state()).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Disconnected);
+}

@@ -55,6 +55,8 @@ use crate::hypervisor::Libvirt;
 use crate::site::{Host, OpenRoots, Site};
 use crate::vaults::HostVaults;
 
+/// How long calls that are under way at the end are waited for. They are looks, which are done in milliseconds, or hang.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long libvirt is waited for when the only thing left to do is to set guests free.
 const LAST_WAIT: Duration = Duration::from_secs(60);
 /// How long the guests are waited for then.
@@ -141,6 +143,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         freeze,
     }));
     let orphans = orphans::Orphans::new(world.clone(), store.clone());
+    let client = libvirt.client().clone();
     let ending_world = world.clone();
     let watching = tokio::spawn(watch::watch(watch::Watched {
         libvirt,
@@ -182,6 +185,9 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     // Answers under way may still be read; streams end by themselves when the phase says so.
     if tokio::time::timeout(Duration::from_secs(2), serving).await.is_err() {
         tracing::debug!("a connection did not end in time");
+    }
+    if !client.close(FAREWELL).await {
+        tracing::debug!("calls to libvirt did not come back in time");
     }
     Ok(())
 }
