@@ -199,6 +199,29 @@ fn the_guest_survives_the_end_of_libvirtd_and_virtlogd_and_no_client_brings_a_da
     assert_consistent(&reports(&guest)[0], &reports(&guest)[1]);
 }
 
+/// As Debian's unit does. Whoever kills it wants it gone.
+#[test]
+fn a_libvirtd_that_crashes_is_started_again_and_one_that_is_killed_is_not() {
+    let hypervisor = Hypervisor::start_temp().unwrap();
+    let first = hypervisor.libvirtd().unwrap();
+    first.signal(rustix::process::Signal::SEGV);
+    first.wait_gone(Duration::from_secs(60)).unwrap();
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let second = loop {
+        match hypervisor.libvirtd().filter(|_| hypervisor.virsh(["uri"]).is_ok()) {
+            Some(second) => break second,
+            None => until_elapsed(std::time::Instant::now(), Duration::from_millis(20)),
+        }
+        assert!(std::time::Instant::now() < end, "nobody started it");
+    };
+    assert_ne!(first, second);
+    hypervisor.kill_libvirtd().unwrap();
+    // Whoever looks after it looks many times in that time.
+    until_elapsed(std::time::Instant::now(), Duration::from_millis(500));
+    assert_eq!(hypervisor.libvirtd(), None);
+    hypervisor.start_libvirtd().unwrap();
+}
+
 #[test]
 fn qemu_and_both_definitions_are_asked_apart_and_tell_of_an_overlay() {
     let hypervisor = Hypervisor::start_temp().unwrap();

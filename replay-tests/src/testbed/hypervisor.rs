@@ -9,6 +9,7 @@
 
 use super::{
     command::run,
+    crashed::{Slot, look_after},
     error::{Error, IoContext, Result},
     process::{Process, ProcessId, Role, end_all, processes_of, until},
     state::State,
@@ -26,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -70,7 +71,7 @@ struct Inner {
     user: TestUser,
     hide_kvm: bool,
     system: bool,
-    daemon: Mutex<Option<Child>>,
+    daemon: Slot,
     ends_with_handle: AtomicBool,
 }
 
@@ -80,6 +81,15 @@ struct Inner {
 /// A `static` is never dropped: what it holds is ended by the next [`Hypervisor::start_temp`] or `testbed sweep`.
 #[derive(Clone, Debug)]
 pub struct Hypervisor(Arc<Inner>);
+
+/// The same, without keeping it.
+pub(super) struct WeakHypervisor(Weak<Inner>);
+
+impl WeakHypervisor {
+    pub(super) fn upgrade(&self) -> Option<Hypervisor> {
+        self.0.upgrade().map(Hypervisor)
+    }
+}
 
 impl Hypervisor {
     /// Starts one in a new folder `/tmp/vk-…`, after ending those whose owner was killed.
@@ -129,7 +139,7 @@ impl Hypervisor {
             user,
             hide_kvm,
             system: options.system,
-            daemon: Mutex::new(None),
+            daemon: Slot::default(),
             ends_with_handle: AtomicBool::new(!options.keep),
         };
         // From here on a failure drops the handle, which ends what has been begun.
@@ -155,7 +165,7 @@ impl Hypervisor {
             user,
             hide_kvm: state.hide_kvm,
             system: state.system,
-            daemon: Mutex::new(None),
+            daemon: Slot::default(),
             ends_with_handle: AtomicBool::new(false),
         })))
     }
@@ -346,8 +356,9 @@ impl Hypervisor {
             let status = status.map(|s| s.to_string()).unwrap_or_default();
             return Err(Error::Command { command: "libvirtd".into(), status, output });
         }
-        let id = ProcessId::of(child.id());
+        let (pid, id) = (child.id(), ProcessId::of(child.id()));
         *self.daemon() = Some(child);
+        look_after(&self.0.daemon, pid, self);
         self.libvirtd().or(id).ok_or(Error::Missing { what: "libvirtd".into() })
     }
 
@@ -450,6 +461,11 @@ impl Hypervisor {
     pub fn keep(&self) -> Result<()> {
         self.0.ends_with_handle.store(false, Ordering::SeqCst);
         State::new(None, &self.user().name, self.0.hide_kvm, self.0.system).save(self.dir())
+    }
+
+    /// A handle that does not keep it.
+    pub(super) fn downgrade(&self) -> WeakHypervisor {
+        WeakHypervisor(Arc::downgrade(&self.0))
     }
 
     /// Ends all processes of this hypervisor and removes its folder. May be called again.

@@ -31,6 +31,7 @@ mod capabilities;
 mod channel;
 mod command;
 mod console;
+mod crashed;
 mod error;
 mod guest;
 mod hypervisor;
