@@ -170,7 +170,7 @@ fn at_every_boundary(
         let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
         args.push("--no-wait");
         let mut doomed = host.daemon_that_dies(Some(&format!("append/{side}/{workflow}/{seq}")));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         let _ = host.vmkeep(&args);
         if doomed.dies_or(|| {
             let jobs = host.vmkeep(&["--json", "jobs", "--workflow", workflow]);
@@ -293,7 +293,7 @@ fn a_backup_thins_the_older_ones_out_also_when_vmkeepd_dies_in_between() {
     ] {
         let (kept, oldest) = (left[0].clone(), left[1].clone());
         let mut doomed = host.daemon_that_dies(Some(&place));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         let mut all = keep.to_vec();
         all.push("--no-wait");
         host.ok(&all);

@@ -287,7 +287,7 @@ fn a_copy_is_given_up_when_the_folder_of_overlays_fills_up() {
         .disk(DiskSpec::new(32 * MIB).raw().data(4 * MIB));
     let bed = Bed::boot_on(host, Some(mount), &spec);
     let (host, mount) = (&bed.host, bed.mount());
-    let _daemon = host.daemon();
+    let daemon = host.daemon();
     let slow = ["snapshot", "web1", "--disk-only", "--bandwidth", "4M"];
 
     let job = in_the_middle(host, &slow);
@@ -300,8 +300,11 @@ fn a_copy_is_given_up_when_the_folder_of_overlays_fills_up() {
     assert_empty(&mount.0);
 
     let job = in_the_middle(host, &slow);
+    // Else the guest might be home before the last byte is taken.
+    signal(daemon.pid(), Signal::STOP);
     mount.fill(0);
     bed.guest.wait_state("paused").unwrap();
+    signal(daemon.pid(), Signal::CONT);
     // With room again before anybody has looked, guest and copy would both go on.
     host.reached(&job, "step_failed", "");
     mount.clear();

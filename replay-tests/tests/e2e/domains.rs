@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use replay_tests::testbed::{DiskSpec, Guest, GuestSpec, MIB};
 
 use crate::support::bed::*;
-use crate::support::{Host, assert_untouched, disks, files_below, until};
+use crate::support::{Host, assert_untouched, disks, files_below};
 
 #[test]
 fn a_domain_on_an_overlay_that_is_not_accounted_for_is_refused() {
@@ -80,7 +80,7 @@ fn a_definition_that_changes_in_the_middle_is_noticed_and_the_change_is_kept() {
     // Killed right after the definition was switched, before the snapshot: the request, the plan, and two events for
     // each of five steps.
     let mut daemon = host.daemon_that_dies(Some("append/after/snapshot/12"));
-    until("vmkeepd to be ready", || host.ready().then_some(()));
+    host.until_ready();
     let job = host.begin(&["snapshot", "web1", "--disk-only"]);
     let died = daemon.dies_or(|| false);
     drop(daemon);

@@ -291,7 +291,7 @@ fn let_go(bed: &Bed, args: &[&str], events: &[(&str, &str)]) {
     let start = |fault| {
         faults::forget(&log).unwrap();
         let daemon = host.daemon_under(&faulty, &faults::arguments(&log, fault, &[&store]));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         (daemon, faults::read(&log).unwrap().len())
     };
     // The first makes what the others find.

@@ -53,7 +53,7 @@ fn a_guest_stopped_for_the_pivot_runs_again_as_soon_as_vmkeepd_is_back() {
         println!("libvirtd killed too: {libvirtd_too}; the guest ran {took:?} after vmkeepd was started");
         assert!(took < Duration::from_secs(10), "{took:?}");
         bed.guest.wait_tick(before + 1).unwrap();
-        until("vmkeepd to answer", || bed.host.ready().then_some(()));
+        bed.host.until_ready();
         let row = bed.host.at_rest(&bed.newest());
         bed.judge("vmkeepd killed while the guest stood still", &row);
         assert_eq!(row["status"], "succeeded", "{row:#}");
@@ -115,7 +115,7 @@ fn a_freeze_of_ours_always_ends_and_that_of_somebody_else_is_never_touched() {
         let took = since.elapsed();
         println!("thawed {took:?} after vmkeepd was started");
         assert!(took < Duration::from_secs(10), "{took:?}");
-        until("vmkeepd to answer", || bed.host.ready().then_some(()));
+        bed.host.until_ready();
         let row = bed.host.at_rest(&bed.newest());
         bed.judge("vmkeepd killed while the guest was frozen", &row);
         assert!(!frozen(&bed.guest));
@@ -237,7 +237,7 @@ fn libvirt_is_waited_for_and_guests_are_set_free_each_time_it_comes_back() {
     until("vmkeepd to say that it waits", || (phase()? == "waiting_for_libvirt").then_some(()));
     host.fails(&["snapshot", "held"], 83, &["libvirt", "HYPERVISOR_UNREACHABLE"]);
     host.hypervisor.start_libvirtd().unwrap();
-    until("vmkeepd to be ready", || host.ready().then_some(()));
+    host.until_ready();
     assert_eq!(state_of(&guest), "running", "{}", host.log());
 
     // Again, while vmkeepd runs: libvirtd is away while a guest is held that no job of this process works on.

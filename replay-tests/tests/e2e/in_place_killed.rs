@@ -179,7 +179,7 @@ impl Stage {
         };
         let mut doomed =
             host.daemon_that_dies(Some(&format!("append/{}/{workflow}/{}", place.side, place.seq)));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         let before = newest()["id"].clone();
         let mut all = strs(args);
         all.push("--no-wait");

@@ -41,7 +41,7 @@ pub(crate) fn at_every_boundary(
         let case = format!("killed {side} event {seq} of {clean}");
         let place = format!("append/{side}/{workflow}/{seq}");
         let mut doomed = host.daemon_that_dies(Some(&place));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         let mut all = args.to_vec();
         all.push("--no-wait");
         let _ = host.vmkeep(&all);

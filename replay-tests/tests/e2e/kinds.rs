@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::killed::at_every_boundary;
 use crate::support::bed::{define, give, judge_backup as judge, refused, small};
-use crate::support::{Host, assert_home, assert_ticks, assert_untouched, disks, run, until};
+use crate::support::{Host, assert_home, assert_ticks, assert_untouched, disks, run};
 
 /// A guest that has run for a while and was shut down; the last tick that it printed.
 pub(crate) fn off(host: &Host, spec: &GuestSpec) -> (Guest, u64) {
@@ -214,7 +214,7 @@ fn a_domain_started_at_every_event_of_its_backup_starts_and_loses_nothing() {
         let case = format!("started at event {seq} of {events}");
         let place = format!("append/before/snapshot/{seq}");
         let mut doomed = host.daemon_that_dies(Some(&place));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         let _ = host.vmkeep(&["snapshot", "web1", "--no-wait"]);
         doomed.dies_or(|| {
             let jobs = host.vmkeep(&["--json", "jobs", "--limit", "1"]);

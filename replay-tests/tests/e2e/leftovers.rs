@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::holds::store_of;
 use crate::support::bed::*;
-use crate::support::{Host, about, files_below, until};
+use crate::support::{Host, about, files_below};
 
 /// An overlay as a job makes it; with data in it if that is asked for.
 pub(crate) fn overlay(host: &Host, base: &Path, job: &str, disk: &str, data: bool) -> PathBuf {
@@ -134,7 +134,7 @@ fn the_doctor_tells_what_is_left_and_whose_and_takes_away_what_nobody_can_miss()
     daemon.kill();
     for at in ["append/before/repair/4", "append/after/repair/5"] {
         let mut doomed = host.daemon_that_dies(Some(at));
-        until("vmkeepd to be ready", || host.ready().then_some(()));
+        host.until_ready();
         // The pass at the start has set the guest free: it is held once more.
         crate::holds::hold(&bed.guest, &store, &job);
         let _ = host.vmkeep(&["doctor", "--repair", "--no-wait"]);

@@ -319,7 +319,7 @@ fn a_snapshot_that_is_taken_after_vmkeepd_has_died_is_recognised_and_ended_whole
                 (status["daemon"]["phase"] == "recovering").then_some(())
             });
             qemu.signal(Signal::CONT);
-            until("vmkeepd to answer", || bed.host.ready().then_some(()));
+            bed.host.until_ready();
             daemon
         } else {
             qemu.signal(Signal::CONT);

@@ -42,7 +42,7 @@ fn rebooted_after(
     bed.die_at(clean, "after", at.0, at.1, &SAVE);
     reboot(bed, ram, autostart);
     let daemon = bed.host.daemon_with(&[("VMKEEP_TEST_BOOT", "another")]);
-    until("vmkeepd to be ready", || bed.host.ready().then_some(()));
+    bed.host.until_ready();
     let row = bed.host.at_rest(&bed.newest());
     (daemon, row)
 }
@@ -120,7 +120,7 @@ fn a_host_that_goes_down_in_a_live_backup_finds_its_guest_started_again_unless_t
         bed.die_at(&clean, "after", "step_succeeded", "take", &args);
         reboot(&bed, None, false);
         let daemon = bed.host.daemon_with(&[("VMKEEP_TEST_BOOT", "another")]);
-        until("vmkeepd to be ready", || bed.host.ready().then_some(()));
+        bed.host.until_ready();
         let row = bed.host.at_rest(&bed.newest());
         assert_eq!(row["status"], "succeeded", "{args:?}: {row:#}\n{}", bed.host.log());
         if policy == "start" {
@@ -146,7 +146,7 @@ fn a_lost_state_leaves_a_backup_of_the_disks_if_that_is_wanted() {
     bed.die_at(&clean, "after", "step_succeeded", "save", &args);
     reboot(&bed, Some(&ram), false);
     let _daemon = bed.host.daemon_with(&[("VMKEEP_TEST_BOOT", "another")]);
-    until("vmkeepd to be ready", || bed.host.ready().then_some(()));
+    bed.host.until_ready();
     let job = bed.newest();
     let row = bed.host.at_rest(&job);
     assert_eq!(row["status"], "succeeded", "{row:#}\n{}", bed.host.log());

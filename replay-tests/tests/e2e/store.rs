@@ -148,7 +148,7 @@ fn a_store_on_a_full_or_read_only_file_system_is_not_called_damaged() {
     refuses();
     mount.clear();
     let mut daemon = start();
-    until("vmkeepd to be ready", || host.ready().then_some(()));
+    host.until_ready();
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     let at = mount.0.to_str().unwrap().to_owned();
@@ -156,7 +156,7 @@ fn a_store_on_a_full_or_read_only_file_system_is_not_called_damaged() {
     refuses();
     run("mount", &["-o", "remount,rw", &at]);
     let mut daemon = start();
-    until("vmkeepd to be ready", || host.ready().then_some(()));
+    host.until_ready();
     daemon.kill().unwrap();
     daemon.wait().unwrap();
 }

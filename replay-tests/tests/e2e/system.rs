@@ -163,7 +163,7 @@ fn on_the_systems_libvirt_images_keep_their_owners_and_backups_are_roots_alone()
     configure(host, configured);
     let file = host.hypervisor.dir().join("config/vmkeep/vmkeep.toml");
     let _daemon = host.daemon_with(&[("VMKEEP_CONFIG", file.to_str().unwrap())]);
-    until("vmkeepd to be ready", || host.ready().then_some(()));
+    host.until_ready();
     host.ok(&["restore", id, "--as", "configured", "--cold", "--start"]);
     let configured = Guest::attach(&host.hypervisor, "configured").unwrap();
     let of_it = disks(&configured);

@@ -195,7 +195,7 @@ fn a_guest_that_cannot_be_thawed_does_not_keep_the_backup_job_open() {
     daemon.end();
     let begun = clean.iter().position(|row| about(row, "step_succeeded", "begin")).unwrap();
     let mut doomed = bed.host.daemon_that_dies(Some(&format!("append/after/backup/{}", begun + 1)));
-    until("vmkeepd to be ready", || bed.host.ready().then_some(()));
+    bed.host.until_ready();
     let _ = bed.host.vmkeep(&[&args[..], &["--no-wait"]].concat());
     doomed.dies_or(|| false);
     assert!(frozen(&bed.guest));

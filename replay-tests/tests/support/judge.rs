@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::bed::{Bed, default_root, judge_backup};
-use super::{about, assert_ticks, assert_untouched, files_below, until};
+use super::{about, assert_ticks, assert_untouched, files_below};
 
 impl Bed {
     /// After a backup has ended: the guest runs on its own images by everybody's account with all that it has flushed;
@@ -75,7 +75,7 @@ impl Bed {
         let at = clean.iter().position(|row| about(row, kind, step));
         let at = at.unwrap_or_else(|| panic!("no {kind} {step}"));
         let mut doomed = self.host.daemon_that_dies(Some(&format!("append/{side}/snapshot/{}", at + 1)));
-        until("vmkeepd to be ready", || self.host.ready().then_some(()));
+        self.host.until_ready();
         let mut all = args.to_vec();
         all.push("--no-wait");
         let _ = self.host.vmkeep(&all);

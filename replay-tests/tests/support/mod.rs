@@ -171,6 +171,14 @@ impl Host {
         self.is_ready(&[])
     }
 
+    /// Waits until it does.
+    pub fn until_ready(&self) {
+        in_time(|| self.ready().then_some(())).unwrap_or_else(|| {
+            let said = self.vmkeep(&["status"]);
+            panic!("vmkeepd does not become ready: {said:?}\n{}", self.log())
+        });
+    }
+
     fn is_ready(&self, to: &[&str]) -> bool {
         let output = self.vmkeep(&[to, &["--json", "status"]].concat());
         let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
