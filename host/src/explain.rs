@@ -13,6 +13,7 @@ use serde_json::Value;
 use vmkeep_steps::backup::bound::GaveWay;
 use vmkeep_steps::backup::commit::{CommitBackup, CommitOutput};
 use vmkeep_steps::backup::forget::{ForgetCheckpoints, ForgetOutput};
+use vmkeep_steps::backup::lease::{LeaseOutput, ReleaseLease, ReleaseOutput, TakeLease};
 use vmkeep_steps::deletion::read_again::{ReadAgain, Reread};
 use vmkeep_steps::deletion::remove::{RemoveBackups, Removed};
 use vmkeep_steps::hypervisor::RunState;
@@ -248,11 +249,25 @@ fn one(kind: &StepKind, output: &Value) -> Option<String> {
             "Backup {short} was committed; bring it back: vmkeep restore {short} --vault VAULT --as NAME"
         ));
     }
+    if *kind == TakeLease::KIND {
+        let tidied = read::<LeaseOutput>(output)?.tidied;
+        let jobs: Vec<String> = tidied.iter().map(|job| job.short()).collect();
+        return (!jobs.is_empty()).then(|| {
+            format!("Leases in the vault that these jobs had left were ended: {}", jobs.join(", "))
+        });
+    }
+    if *kind == ReleaseLease::KIND {
+        let why = read::<ReleaseOutput>(output)?.left?;
+        return Some(format!(
+            "The lease in the vault could not be ended: {why}. The next backup into it ends it, or the next start of vmkeepd; \
+             until then collections wait for it, for a day at most. To give it up at once: vmkeep vault leases VAULT"
+        ));
+    }
     if *kind == EndReading::KIND {
         let why = read::<EndReadingOutput>(output)?.left?;
         return Some(format!(
-            "The vault was not told that nobody reads any more: {why}. Collections wait a day for that; to give the lease up \
-             at once: vmkeep vault leases VAULT"
+            "The vault was not told that nobody reads any more: {why}. The next backup into it tells it, or the next start of \
+             vmkeepd; until then collections wait, for a day at most. To give the lease up at once: vmkeep vault leases VAULT"
         ));
     }
     if *kind == Pivot::KIND {

@@ -151,6 +151,28 @@ async fn a_domain_without_a_backup_in_a_folder_is_not_said_to_have_none_at_all()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_backup_in_each_vault_is_told_by_status_domains_and_list() {
+    let daemon = Daemon::start().await;
+    let mut gone = support::vaulted("old");
+    gone.configured = false;
+    *daemon.site.1.lock().unwrap() = vec![support::vaulted("home"), gone.clone()];
+    for args in [&["status"][..], &["domains"], &["list"]] {
+        let text = out(&at(&daemon, args).await);
+        let told =
+            text.contains("2eafeac1") && text.contains("home") && text.contains("vmkeep vault list VAULT");
+        assert!(told && text.contains(&format!("its id is {}", gone.vault_id)), "{args:?}: {text}");
+    }
+    let status: serde_json::Value =
+        serde_json::from_str(&out(&at(&daemon, &["--json", "status"]).await)).unwrap();
+    assert_eq!(status["domains"][0]["in_vaults"][0]["vault"], "home", "{status}");
+    let list = async |domain| at(&daemon, &["--json", "list", domain]).await;
+    let listed: serde_json::Value = serde_json::from_str(&out(&list(NASTY).await)).unwrap();
+    assert_eq!(listed["in_vaults"].as_array().unwrap().len(), 2, "{listed}");
+    let listed: serde_json::Value = serde_json::from_str(&out(&list("other").await)).unwrap();
+    assert_eq!(listed["in_vaults"], serde_json::json!([]), "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_are_shown_safely_and_json_carries_them_as_they_are() {
     let daemon = Daemon::start().await;
     daemon.gates.add_permits(2);

@@ -14,6 +14,7 @@ use vmkeep_workflow::Actor;
 
 use super::checks::Check;
 use super::look::Counts;
+use super::vaulted::Vaulted;
 
 /// The version of the stored form.
 pub(super) const FORMAT: u32 = 1;
@@ -55,6 +56,8 @@ pub enum Body {
     },
     /// A job read a backup and compared it with its manifest.
     Checked(Box<Check>),
+    /// A job has put a backup into a vault.
+    Vaulted(Box<Vaulted>),
     /// A job deleted a backup.
     Deleted {
         /// The backup.

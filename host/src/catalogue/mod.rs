@@ -8,6 +8,9 @@
 //! - *Nothing is forgotten in silence.* A backup that was seen once and whose folder is gone is shown as missing, until
 //!   a deletion of ours explains it, its folder comes back, or somebody says that it may be forgotten.
 //!
+//! Of vaults, which may be far away, it remembers what this host's jobs have put there ([`mod@vaulted`]); what is there *now* only the
+//! vault itself tells.
+//!
 //! The memory is the stream `catalogue` of the store: what was seen, protected, deleted, forgotten, with who and why. It
 //! is only appended to, in the store's hash chain, and never pruned. It decides nothing: what is restored or deleted is
 //! read anew from the folders. So it may lag, be empty on a new host, or be full of a world that has moved on; the next
@@ -18,9 +21,11 @@
 //! way in); *a cache file keyed by time alone* (a look within the same second would be wrong).
 
 mod checks;
+mod cursor;
 mod event;
 mod look;
 mod shelf;
+mod vaulted;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -38,9 +43,10 @@ pub use checks::Check;
 pub use event::{Body, Event, Place};
 pub use look::{Counts, Report};
 pub use shelf::{Listed, Missing};
+pub use vaulted::Vaulted;
 
 use crate::codes;
-use checks::Cursor;
+use cursor::Cursor;
 use event::encode;
 use look::{Known, Look};
 use shelf::Shelf;
@@ -76,6 +82,8 @@ struct Memory {
     asked: HashMap<(BackupId, PathBuf), usize>,
     /// Up to where the journals of readings have been taken over.
     checks: Cursor,
+    /// Up to where the journals of backups into vaults have been.
+    vaulting: Cursor,
 }
 
 /// What there is now.
@@ -119,6 +127,26 @@ impl Catalogue {
         let look = self.look(self.roots.clone(), known).await?;
         warnings.extend(self.note(&mut memory, &look).await);
         Ok(memory.shelf.view(&look, warnings))
+    }
+
+    /// The last backup of each domain that a job of this host has put into each vault, and why that may not be all. No vault is
+    /// opened.
+    pub async fn vaulted(&self) -> (Vec<Vaulted>, Vec<String>) {
+        let mut held = self.memory.lock().await;
+        let memory = &mut *held;
+        let mut warnings = self.recall(memory).await;
+        let shelf = &memory.shelf;
+        let known = |job: &str| shelf.knows_vaulted(job);
+        match memory.vaulting.news(&*self.store, vaulted::WORKFLOWS, known, vaulted::of).await {
+            Ok(news) => {
+                let bodies = news.into_iter().map(|one| Body::Vaulted(Box::new(one))).collect();
+                warnings.extend(self.write_down(memory, bodies).await);
+            }
+            Err(error) => {
+                warnings.push(format!("what was put into vaults of late could not be seen: {error}"));
+            }
+        }
+        (memory.shelf.vaulted(), warnings)
     }
 
     /// Reads every manifest below the roots, or below another folder, anew and says how that differs from what was known.
@@ -252,6 +280,8 @@ impl Catalogue {
                 let strange = records.iter().filter(|record| !shelf.fold(&record.bytes)).count();
                 memory.last = Some(records.last().map_or(Seq(0), |record| record.seq));
                 memory.shelf = shelf;
+                // What was found and could not be written down is looked for again.
+                (memory.checks, memory.vaulting) = (Cursor::default(), Cursor::default());
                 match strange {
                     0 => Vec::new(),
                     n => vec![format!(
@@ -286,10 +316,19 @@ impl Catalogue {
             }
         }
         let shelf = &memory.shelf;
-        match memory.checks.news(&*self.store, |job| shelf.knows_check(job)).await {
-            Ok(checks) => bodies.extend(checks.into_iter().map(|check| Body::Checked(Box::new(check)))),
+        let known = |job: &str| shelf.knows_check(job);
+        match memory.checks.news(&*self.store, checks::WORKFLOWS, known, checks::of).await {
+            Ok(mut checks) => {
+                checks.sort_by_key(|check| check.at);
+                bodies.extend(checks.into_iter().map(|check| Body::Checked(Box::new(check))));
+            }
             Err(error) => tracing::warn!(%error, "what readings of backups have found could not be seen"),
         }
+        self.write_down(memory, bodies).await
+    }
+
+    /// Appends what was found, and takes it over in any case. Why it could not be written, if so.
+    async fn write_down(&self, memory: &mut Memory, bodies: Vec<Body>) -> Vec<String> {
         if bodies.is_empty() || memory.last.is_none() {
             bodies.into_iter().for_each(|body| memory.shelf.apply(&body));
             return Vec::new();

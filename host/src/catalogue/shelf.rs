@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use vmkeep_steps::manifest::BackupId;
+use vmkeep_vault::ids::VaultId;
 
 use super::View;
 use super::checks::Check;
 use super::event::{Body, Event, Place};
 use super::look::{Known, Look};
+use super::vaulted::Vaulted;
 
 /// The known backups. One may lie in several folders: somebody copied it.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +20,10 @@ pub(super) struct Shelf {
     checks: HashMap<(BackupId, PathBuf), Check>,
     /// The jobs whose readings are known.
     readings: HashSet<String>,
+    /// The last backup of each domain, by its UUID, in each vault.
+    vaulted: BTreeMap<(String, VaultId), Vaulted>,
+    /// The jobs whose backups in vaults are known.
+    vaulting: HashSet<String>,
 }
 
 /// A backup that is there.
@@ -65,6 +71,13 @@ impl Shelf {
                 self.readings.insert(check.job.clone());
                 self.checks.insert((check.backup, check.folder.clone()), (**check).clone());
             }
+            Body::Vaulted(vaulted) => {
+                self.vaulting.insert(vaulted.job.clone());
+                let of = (vaulted.domain_uuid.clone(), vaulted.vault);
+                if self.vaulted.get(&of).is_none_or(|known| known.at <= vaulted.at) {
+                    self.vaulted.insert(of, (**vaulted).clone());
+                }
+            }
             Body::Deleted { backup, folder, .. } => {
                 if let Some(places) = self.places.get_mut(backup) {
                     places.remove(folder);
@@ -105,6 +118,16 @@ impl Shelf {
     /// Whether what a job has read is known.
     pub(super) fn knows_check(&self, job: &str) -> bool {
         self.readings.contains(job)
+    }
+
+    /// Whether what a job has put into a vault is known.
+    pub(super) fn knows_vaulted(&self, job: &str) -> bool {
+        self.vaulting.contains(job)
+    }
+
+    /// The last backup of each domain in each vault.
+    pub(super) fn vaulted(&self) -> Vec<Vaulted> {
+        self.vaulted.values().cloned().collect()
     }
 
     /// Where backups were and a look did not find them.

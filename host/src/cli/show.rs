@@ -9,7 +9,7 @@ pub(super) mod vault;
 use jiff::Timestamp;
 use vmkeep_workflow::Fault;
 
-use crate::api::types::{DaemonPhase, DomainRow, Finding, Grade, Status};
+use crate::api::types::{DaemonPhase, DomainRow, Finding, Grade, Status, VaultedRow};
 use crate::codes;
 use crate::text::{ago, safe, table};
 
@@ -79,7 +79,8 @@ pub(super) fn status(status: &Status) -> String {
     if status.domains.is_empty() {
         text.push_str(if libvirt.reachable { "No domains.\n" } else { "Domains are not known.\n" });
     } else {
-        let mut rows = vec![heads(&["DOMAIN", "STATE", "LAST GOOD BACKUP IN A FOLDER", ""])];
+        let mut rows =
+            vec![heads(&["DOMAIN", "STATE", "LAST GOOD BACKUP IN A FOLDER", "LAST PUT INTO VAULTS", ""])];
         for domain in &status.domains {
             let backup = match &domain.last_backup {
                 Some(last) => format!("{} ({})", ago(last.at, now), safe(&last.id)),
@@ -90,10 +91,10 @@ pub(super) fn status(status: &Status) -> String {
                 (None, Some(obstacle)) => format!("cannot be backed up: {}", safe(&obstacle.cause)),
                 (None, None) => String::new(),
             };
-            rows.push(vec![safe(&domain.name), safe(&domain.state), backup, note]);
+            rows.push(vec![safe(&domain.name), safe(&domain.state), backup, in_vaults(domain, now), note]);
         }
         text.push_str(&table(&rows));
-        text.push_str("Backups in vaults are not among these: vmkeep vault list VAULT\n");
+        text.push_str(IN_VAULTS);
     }
     text
 }
@@ -112,7 +113,13 @@ pub(super) fn domains(domains: &[DomainRow]) -> String {
             Some(last) => {
                 text.push_str(&format!("  backup  {} ({}), in a folder\n", ago(last.at, now), safe(&last.id)))
             }
-            None => text.push_str("  backup  none in a folder (of vaults: vmkeep vault list VAULT)\n"),
+            None => text.push_str("  backup  none in a folder\n"),
+        }
+        for last in &domain.in_vaults {
+            text.push_str(&format!("  backup  {}, put into the vault {}\n", when(last, now), vault(last)));
+        }
+        if domain.in_vaults.is_empty() {
+            text.push_str("  backup  none was put into a vault by this host\n");
         }
         if let Some(job) = &domain.job {
             text.push_str(&format!("  job     {}\n", safe(job)));
@@ -132,7 +139,36 @@ pub(super) fn domains(domains: &[DomainRow]) -> String {
             ));
         }
     }
+    text.push_str(IN_VAULTS);
     text
+}
+
+/// What is said beside everything that this host knows of vaults by itself.
+const IN_VAULTS: &str = "Of vaults this is what jobs of this host have put there; what is there now, others' too, tells: vmkeep vault \
+                         list VAULT\n";
+
+/// The last backup in each vault.
+fn in_vaults(domain: &DomainRow, now: Timestamp) -> String {
+    let each: Vec<String> =
+        domain.in_vaults.iter().map(|last| format!("{}: {}", vault(last), when(last, now))).collect();
+    if each.is_empty() { "none".to_owned() } else { each.join(", ") }
+}
+
+fn when(last: &VaultedRow, now: Timestamp) -> String {
+    format!("{} ({})", ago(last.at, now), safe(end(&last.id)))
+}
+
+/// A vault's name, and its id where the name may be another's by now.
+fn vault(last: &VaultedRow) -> String {
+    if last.configured {
+        return safe(&last.vault);
+    }
+    format!("{} (not configured any more; its id is {})", safe(&last.vault), safe(&last.vault_id))
+}
+
+/// The digits that lists of a vault show of a backup's id.
+fn end(id: &str) -> &str {
+    id.get(id.len().saturating_sub(8)..).unwrap_or(id)
 }
 
 pub(super) fn findings(findings: &[Finding]) -> String {

@@ -34,7 +34,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch as channel;
+use vmkeep_steps::backup::left::LeftLeases;
 use vmkeep_steps::hypervisor::LocalStorage;
+use vmkeep_steps::reconcile::sweep::Journals;
 use vmkeep_steps::snapshot::World;
 use vmkeep_steps::vaults::Vaults;
 use vmkeep_store::Store;
@@ -84,6 +86,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
 
     let facts = Facts::new();
     let vaults: Arc<dyn Vaults> = Arc::new(HostVaults::new(&config));
+    let known_vaults = vaults.clone();
     let events: Arc<dyn EventStore> = store.clone();
     let engine = Engine::new(engine::Config {
         registry: crate::site::registry(&libvirt, &world, &events, &roots, vaults.clone(), &config),
@@ -115,6 +118,8 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     let sealer = Arc::new(Sealer::new(store.clone(), &config.state_dir));
     let sealing = tokio::spawn(sealer.clone().regularly());
     let settings = config.clone();
+    let left = LeftLeases::new(Arc::new(Journals(store.clone())));
+    let tidying = tokio::spawn(async move { left.end_everywhere(&*known_vaults).await });
     let pruning = tokio::spawn(crate::history::daily(store.clone(), site.clone(), config.history));
     let app = Arc::new(App {
         site,
@@ -162,6 +167,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
     watching.abort();
     waiting.abort();
     pruning.abort();
+    tidying.abort();
     let in_order = async {
         let for_good = going_down::is_it().await;
         if for_good {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
+use vmkeep_steps::backup::left::LeftLeases;
 use vmkeep_steps::backup::{Asked, Backup, BackupOptions, BackupSettings};
 use vmkeep_steps::deletion::options::Chosen;
 use vmkeep_steps::deletion::workflow::{DELETE, PRUNE};
@@ -36,7 +37,7 @@ use vmkeep_steps::workflows::snapshot::{
 };
 use vmkeep_vault::ids::DomainId as VaultDomain;
 use vmkeep_workflow::{
-    Actor, Fault, IfBusy, JobId, JobRequest, JobStatus, JobSummary, Plan, PlanContext, Registry, Seq,
+    Actor, Event, Fault, IfBusy, JobId, JobRequest, JobStatus, JobSummary, Plan, PlanContext, Registry, Seq,
     Subject, Workflow, WorkflowName,
 };
 
@@ -210,7 +211,12 @@ impl Scene {
         let vault = Box::pin(PaperVault::new(domain, &guest().name, 2 * GIB)).await.map_err(|e| fault(&e))?;
         let backup = vault.backup;
         let vaults: Arc<dyn Vaults> = Arc::new(vault);
-        let recipe = Backup::new(self.world(), vaults.clone(), BackupSettings::new("store", "vmkeep"));
+        let recipe = Backup::new(
+            self.world(),
+            vaults.clone(),
+            LeftLeases::new(Arc::new(Over)),
+            BackupSettings::new("store", "vmkeep"),
+        );
         let options = BackupOptions {
             vault: "VAULT".to_owned(),
             kind: Asked::Auto,
@@ -364,6 +370,10 @@ impl Jobs for Over {
             fault: None,
             items: Vec::new(),
         }])
+    }
+
+    async fn history(&self, _: JobId) -> Result<Vec<Event>, Fault> {
+        Ok(Vec::new())
     }
 }
 

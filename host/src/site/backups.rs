@@ -46,6 +46,7 @@ pub(super) fn rows(view: &View, now: Timestamp) -> Backups {
             .iter()
             .map(|one| MissingRow { backup: row(&one.place, &shorts, now), why: one.why.clone() })
             .collect(),
+        in_vaults: Vec::new(),
         warnings: view.warnings.clone(),
         partial: view.partial,
     }

@@ -29,6 +29,7 @@ pub(super) fn row(seen: &Overview, overlays: Option<&Path>) -> DomainRow {
         persistent: seen.persistent,
         disks,
         last_backup: None,
+        in_vaults: Vec::new(),
         job: None,
         obstacle: obstacle.map(|fault| ErrorBody::from(&fault)),
     }

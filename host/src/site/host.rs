@@ -25,12 +25,12 @@ use vmkeep_workflow::{Actor, Engine, EventStore, Fault, Registry, Subject};
 use super::backups::Backup;
 use super::{
     OpenRoots, Order, Site, backups, checkpoints, deletions, domains, exchange, from_vault, leftovers,
-    orders, patience,
+    orders, patience, vaulted,
 };
 use crate::api::types::{
     BackupDetail, BackupRequest, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, ErrorBody,
     Finding, ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest,
-    RebuildRequest, RestoreRequest, SnapshotRequest, UndoRequest,
+    RebuildRequest, RestoreRequest, SnapshotRequest, UndoRequest, VaultedRow,
 };
 use crate::catalogue::{Catalogue, Report, View};
 use crate::codes;
@@ -297,6 +297,11 @@ impl Site for Host {
 
     async fn backups(&self) -> Result<Backups, Fault> {
         Ok(backups::rows(&self.catalogue.view().await?, Timestamp::now()))
+    }
+
+    async fn in_vaults(&self) -> (Vec<VaultedRow>, Vec<String>) {
+        let (found, warnings) = self.catalogue.vaulted().await;
+        (vaulted::rows(found, &*self.vaults).await, warnings)
     }
 
     async fn backup(&self, backup: &str) -> Result<BackupDetail, Fault> {

@@ -13,6 +13,7 @@ pub(crate) mod leftovers;
 mod orders;
 mod patience;
 mod roots;
+mod vaulted;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -25,7 +26,7 @@ pub use roots::OpenRoots;
 use crate::api::types::{
     BackupDetail, BackupRequest, BackupRow, Backups, DeleteRequest, DiscardRequest, DomainRow, Finding,
     ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest, RebuildRequest,
-    RestoreRequest, SnapshotRequest, UndoRequest,
+    RestoreRequest, SnapshotRequest, UndoRequest, VaultedRow,
 };
 use crate::catalogue::Report;
 
@@ -109,6 +110,10 @@ pub trait Site: Send + Sync + 'static {
     /// # Errors
     /// When no root could be read.
     async fn backups(&self) -> Result<Backups, Fault>;
+
+    /// The last backup of each domain that a job of this host has put into each vault, and why that may not be all. No vault is
+    /// opened.
+    async fn in_vaults(&self) -> (Vec<VaultedRow>, Vec<String>);
 
     /// The orders for deleting backups: one per domain.
     ///

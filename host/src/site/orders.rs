@@ -118,7 +118,7 @@ pub(super) fn back_up(config: &Config, request: &BackupRequest, domain: &DomainR
         (None, None) => {
             return Err(usage(
                 "no vault was named, and the configuration says of none that it is meant",
-                "Name one: `--vault NAME`; or configure one: a table [vaults.NAME]",
+                "Name one: `--vault NAME`; or configure which is meant: `backup.vault`, or a single table [vaults.NAME]",
             ));
         }
     };

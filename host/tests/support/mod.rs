@@ -15,7 +15,7 @@ use vmkeep_host::api::serve::{Manners, serve};
 use vmkeep_host::api::types::{
     BackupDetail, BackupRequest, BackupRow, Backups, DaemonPhase, DeleteRequest, DiscardRequest, DomainRow,
     Finding, ForgetRequest, InPlaceRequest, KeptRow, LibvirtStatus, ProtectRequest, PruneRequest,
-    RebuildRequest, Rebuilt, RestoreRequest, SnapshotRequest, UndoRequest,
+    RebuildRequest, Rebuilt, RestoreRequest, SnapshotRequest, UndoRequest, VaultedRow,
 };
 use vmkeep_host::api::{App, router};
 use vmkeep_host::client::Client;
@@ -95,7 +95,10 @@ impl Workflow for Toy {
 
 /// A host with one domain, and the backups that a test says.
 #[derive(Clone, Default)]
-pub(crate) struct ToySite(pub(crate) Arc<std::sync::Mutex<(Vec<BackupRow>, Vec<String>)>>);
+pub(crate) struct ToySite(
+    pub(crate) Arc<std::sync::Mutex<(Vec<BackupRow>, Vec<String>)>>,
+    pub(crate) Arc<std::sync::Mutex<Vec<VaultedRow>>>,
+);
 
 /// A backup that a job made.
 pub(crate) fn backup_of(job: &str) -> BackupRow {
@@ -116,6 +119,21 @@ pub(crate) fn backup_of(job: &str) -> BackupRow {
     }
 }
 
+/// What this host has put into the vault of that name.
+pub(crate) fn vaulted(vault: &str) -> VaultedRow {
+    VaultedRow {
+        domain: NASTY.into(),
+        domain_uuid: UUID.into(),
+        vault: vault.into(),
+        vault_id: "4d".repeat(16),
+        configured: true,
+        id: "01a2038447737033bbe9e4962eafeac1".into(),
+        at: Timestamp::now(),
+        kind: vmkeep_vault::manifest::BackupKind::Full,
+        job: "j".into(),
+    }
+}
+
 #[async_trait]
 impl Site for ToySite {
     async fn libvirt(&self) -> LibvirtStatus {
@@ -130,6 +148,7 @@ impl Site for ToySite {
             persistent: true,
             disks: vec![],
             last_backup: None,
+            in_vaults: vec![],
             job: None,
             obstacle: None,
         }])
@@ -196,7 +215,11 @@ impl Site for ToySite {
     async fn backups(&self) -> Result<Backups, Fault> {
         let (backups, warnings) = self.0.lock().unwrap().clone();
         let partial = !warnings.is_empty();
-        Ok(Backups { backups, missing: vec![], warnings, partial })
+        Ok(Backups { backups, missing: vec![], in_vaults: vec![], warnings, partial })
+    }
+
+    async fn in_vaults(&self) -> (Vec<VaultedRow>, Vec<String>) {
+        (self.1.lock().unwrap().clone(), vec![])
     }
 
     async fn delete(&self, request: &DeleteRequest) -> Result<Vec<Order>, Fault> {

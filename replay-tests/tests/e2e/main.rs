@@ -45,6 +45,7 @@ mod unknown;
 mod unresponsive;
 mod vault;
 mod vault_attacks;
+mod vault_known;
 mod vault_offline;
 mod vault_restore;
 mod waits;

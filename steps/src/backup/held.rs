@@ -48,6 +48,11 @@ impl Sessions {
         self.held().remove(&job).filter(|session| session.lease() == lease)
     }
 
+    /// Drops what was kept for a job that is over: its lease shows no more that it is alive.
+    pub(super) fn forget(&self, job: JobId) {
+        self.held().remove(&job);
+    }
+
     /// Goes on with a lease, where `in_flight` are the runs that were named and of which nobody knows whether they were put.
     pub(super) async fn resume(
         opened: &Opened,

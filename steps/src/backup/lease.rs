@@ -19,22 +19,24 @@ use vmkeep_vault::manifest::{BackupKind, Disk, Image, Manifest};
 use vmkeep_vault::names::MarkKind;
 use vmkeep_vault::write::{NoLog, Session};
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Class, Fault, Step, StepContext, StepName, Verdict};
+use vmkeep_workflow::{Class, Fault, JobId, Step, StepContext, StepName, Verdict};
 
 use super::disk::{BackupDisk, another};
 use super::held::Sessions;
+use super::left::LeftLeases;
 use super::options::Asked;
 use super::read::ReadDisks;
 use crate::codes;
 use crate::hypervisor::{DomainRef, Target};
 use crate::snapshot::World;
-use crate::vaults::fault;
+use crate::vaults::{Opened, fault};
 
 /// Takes a lease.
 #[derive(Debug)]
 pub struct TakeLease {
     pub(super) world: World,
     pub(super) sessions: Sessions,
+    pub(super) left: Arc<LeftLeases>,
 }
 
 /// Ends it.
@@ -73,6 +75,9 @@ pub struct LeaseOutput {
     /// The checkpoint of the newest full backup, on which differential ones are based.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<String>,
+    /// Jobs that were over and had left a lease in this vault, which was ended first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tidied: Vec<JobId>,
 }
 
 /// On what a disk is based.
@@ -119,7 +124,8 @@ pub struct ReleaseInput {
 /// What it leaves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseOutput {
-    /// Why the lease could not be ended. A collection gives it up when it has watched it for a day; an operator may at once.
+    /// Why the lease could not be ended. The next backup into this vault ends it, or the next vmkeepd; a collection gives it up
+    /// when it has watched it for a day; an operator may at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<String>,
 }
@@ -139,6 +145,7 @@ impl Step for TakeLease {
         let opened = self.sessions.vaults.open(&input.vault).await?;
         let failed = |e: VaultError| fault(TAKE, &input.vault, &e);
         let seen = self.world.observe(&input.domain.id, codes::CANNOT_BEGIN_PULL).await?;
+        let tidied = self.tidy(&input.vault, &opened).await;
         let session = Box::pin(Sessions::begin(&opened, &input.domain)).await.map_err(failed)?;
         let series = newest_first(session.backups());
         let disks = match Box::pin(based(&session, &input, &series, &seen.checkpoints)).await {
@@ -154,7 +161,8 @@ impl Step for TakeLease {
         let full = series.iter().find(|backup| backup.kind == BackupKind::Full);
         let full = full.and_then(|full| full.checkpoint.clone());
         let others = others(&series, &input.disks);
-        let output = LeaseOutput { lease: session.lease(), vault: opened.vault.id(), disks, others, full };
+        let output =
+            LeaseOutput { lease: session.lease(), vault: opened.vault.id(), disks, others, full, tidied };
         self.sessions.keep(cx.job, session);
         Ok(output)
     }
@@ -162,6 +170,22 @@ impl Step for TakeLease {
     /// A lease of an attempt that was cut off is nobody's: a collector gives it up. Another is taken.
     async fn probe(&self, cx: &StepContext, _: LeaseInput) -> Verdict<LeaseOutput> {
         cx.may_repeat()
+    }
+}
+
+impl TakeLease {
+    /// Ends what earlier jobs have left in the vault. Nothing of this job depends on it: what does not work is tried the next time.
+    async fn tidy(&self, name: &str, opened: &Opened) -> Vec<JobId> {
+        match self.left.end(name, opened).await {
+            Ok(jobs) => {
+                jobs.iter().for_each(|job| self.sessions.forget(*job));
+                jobs
+            }
+            Err(fault) => {
+                tracing::warn!(vault = name, %fault, "leases of jobs that are over stay for now");
+                Vec::new()
+            }
+        }
     }
 }
 
@@ -330,7 +354,7 @@ impl Step for ReleaseLease {
             Ok(()) => Ok(ReleaseOutput::default()),
             Err(fault) if fault.class == Class::Transient && cx.attempt < RELEASE_TRIES => Err(fault),
             Err(fault) => {
-                tracing::warn!(lease = %taken.lease, %fault, "the lease is left to a collection");
+                tracing::warn!(lease = %taken.lease, %fault, "the lease is left for now");
                 Ok(ReleaseOutput { left: Some(fault.to_string()) })
             }
         }

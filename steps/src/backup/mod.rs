@@ -7,7 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`disk`] | a disk of a backup, and what it is read from |
-//! | [`lease`] | taking a lease in the vault; on what each disk is based; ending it |
+//! | [`lease`], [`left`] | taking a lease in the vault; on what each disk is based; ending it, and those that ended jobs have left |
 //! | [`begin`] | the point in time |
 //! | [`from`] | what disks are read from, and whether it still stands |
 //! | [`read`], `reading`, `notes`, [`state`], `meter` | the disks, and what a machine keeps besides, into the vault |
@@ -27,6 +27,7 @@ pub mod from;
 pub mod guard;
 mod held;
 pub mod lease;
+pub mod left;
 mod meter;
 mod notes;
 pub mod options;

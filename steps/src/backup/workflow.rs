@@ -15,6 +15,7 @@ use super::end::EndPull;
 use super::forget::ForgetCheckpoints;
 use super::held::Sessions;
 use super::lease::{ReleaseLease, TakeLease};
+use super::left::LeftLeases;
 use super::options::{BackupOptions, BackupSettings};
 use super::plan::Builder;
 use super::read::ReadDisks;
@@ -34,14 +35,15 @@ pub const VERSION: u32 = 1;
 pub struct Backup {
     world: World,
     sessions: Sessions,
+    left: Arc<LeftLeases>,
     settings: BackupSettings,
 }
 
 impl Backup {
-    /// With this world, these vaults and settings.
+    /// With this world, these vaults, what was left in them, and settings.
     #[must_use]
-    pub fn new(world: World, vaults: Arc<dyn Vaults>, settings: BackupSettings) -> Self {
-        Self { world, sessions: Sessions::new(vaults), settings }
+    pub fn new(world: World, vaults: Arc<dyn Vaults>, left: LeftLeases, settings: BackupSettings) -> Self {
+        Self { world, sessions: Sessions::new(vaults), left: Arc::new(left), settings }
     }
 
     /// Makes the workflow and its steps known; those that it shares with `snapshot` are known already.
@@ -49,7 +51,7 @@ impl Backup {
     pub fn register(self, registry: Registry) -> Registry {
         let (world, sessions) = (self.world.clone(), self.sessions.clone());
         registry
-            .step(TakeLease { world: world.clone(), sessions: sessions.clone() })
+            .step(TakeLease { world: world.clone(), sessions: sessions.clone(), left: self.left.clone() })
             .step(BeginPull(world.clone()))
             .step(ReadDisks { world: world.clone(), sessions: sessions.clone() })
             .step(EndPull(world.clone()))

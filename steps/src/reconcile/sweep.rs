@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vmkeep_workflow::ids::StepKind;
 use vmkeep_workflow::journal::JobFilter;
-use vmkeep_workflow::{Code, EventStore, Fault, JobId, JobSummary, Step, StepContext, Verdict};
+use vmkeep_workflow::{
+    Code, Event, EventStore, Fault, JobId, JobSummary, Seq, Step, StepContext, StreamId, Verdict,
+};
 
 use super::look::{domains, is_read, notes};
 use super::restores::{self, Removed};
@@ -37,6 +39,12 @@ pub trait Jobs: Send + Sync {
     /// # Errors
     /// When the store cannot be read.
     async fn all(&self) -> Result<Vec<JobSummary>, Fault>;
+
+    /// What a job's journal tells; of a history that was pruned nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn history(&self, job: JobId) -> Result<Vec<Event>, Fault>;
 }
 
 /// The journals of a store.
@@ -46,6 +54,12 @@ pub struct Journals(pub Arc<dyn EventStore>);
 impl Jobs for Journals {
     async fn all(&self) -> Result<Vec<JobSummary>, Fault> {
         self.0.jobs(&JobFilter::default()).await.map_err(|e| e.fault("see which jobs are over", ""))
+    }
+
+    async fn history(&self, job: JobId) -> Result<Vec<Event>, Fault> {
+        let read = self.0.read(&StreamId::job(job), Seq(1), 0).await;
+        let records = read.map_err(|e| e.fault("see what a job has done", job.to_string()))?;
+        Ok(records.iter().filter_map(|record| serde_json::from_slice(&record.bytes).ok()).collect())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use vmkeep_workflow::{Actor, Fault, JobId, JobStatus, JobSummary, Seq, Step, Subject};
+use vmkeep_workflow::{Actor, Event, Fault, JobId, JobStatus, JobSummary, Seq, Step, Subject};
 
 use super::restores::Placed;
 use super::sweep::{Jobs, SweepInput, SweepLeftover, SweepOutput};
@@ -26,6 +26,10 @@ struct One(Mutex<JobStatus>);
 impl Jobs for One {
     async fn all(&self) -> Result<Vec<JobSummary>, Fault> {
         Ok(vec![summary(*self.0.lock().unwrap())])
+    }
+
+    async fn history(&self, _: JobId) -> Result<Vec<Event>, Fault> {
+        Ok(Vec::new())
     }
 }
 

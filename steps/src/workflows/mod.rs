@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use vmkeep_workflow::Registry;
 
+use crate::backup::left::LeftLeases;
 use crate::backup::{Backup, BackupSettings};
 use crate::deletion::{Deletion, Users};
 use crate::inplace::{InPlaceSettings, RestoreInPlace};
@@ -43,10 +44,11 @@ pub struct Parts {
 pub fn register(registry: Registry, parts: Parts) -> Registry {
     let Parts { world, places, snapshot, backup, vaults, restore, in_place, users, jobs } = parts;
     let store = snapshot.store.clone();
+    let left = LeftLeases::new(jobs.clone());
     let registry = Repair::new(world.clone(), places.clone(), jobs, store).register(registry);
     let registry = Deletion::new(places.clone(), users).register(registry);
     let registry = snapshot::Snapshot::new(world.clone(), places.clone(), snapshot).register(registry);
-    let registry = Backup::new(world.clone(), vaults.clone(), backup).register(registry);
+    let registry = Backup::new(world.clone(), vaults.clone(), left, backup).register(registry);
     let registry = Restore::new(world.clone(), places.clone(), restore).register(registry);
     let registry = VaultRestore::new(world.clone(), places.clone(), vaults, restore).register(registry);
     RestoreInPlace::new(world, places, in_place).register(registry)

@@ -126,9 +126,12 @@ async fn with_backups_and_jobs(
             last.insert(backup.domain_uuid, LastBackup { id: backup.short, at: backup.at });
         }
     }
+    let (in_vaults, more) = app.site.in_vaults().await;
+    warnings.extend(more.into_iter().filter(|one| !warnings.contains(one)).collect::<Vec<_>>());
     let shorts = Shorts::of(&app.all_ids().await?);
     for domain in &mut domains {
         domain.last_backup = last.remove(&domain.uuid);
+        domain.in_vaults = in_vaults.iter().filter(|one| one.domain_uuid == domain.uuid).cloned().collect();
         domain.job = app.engine.holder(&domain.uuid).map(|job| shorts.short(&job));
         if let Some(why) = app.engine.closed(&domain.uuid) {
             warnings.push(format!("{}: {}. {}", domain.name, why.cause, why.remedy));
@@ -151,10 +154,14 @@ pub(super) struct OfDomain {
 
 pub(super) async fn backups(Extract(app): State, Query(which): Query<OfDomain>) -> Answer<Backups> {
     let mut found = app.site.backups().await?;
+    let (in_vaults, more) = app.site.in_vaults().await;
+    found.in_vaults = in_vaults;
+    found.warnings.extend(more.into_iter().filter(|one| !found.warnings.contains(one)).collect::<Vec<_>>());
     if let Some(domain) = which.domain {
         let of = |backup: &BackupRow| backup.domain == domain || backup.domain_uuid == domain;
         found.backups.retain(of);
         found.missing.retain(|missing| of(&missing.backup));
+        found.in_vaults.retain(|one| one.domain == domain || one.domain_uuid == domain);
     }
     Ok(Json(found))
 }

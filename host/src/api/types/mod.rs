@@ -7,6 +7,7 @@
 mod exchange;
 mod journal;
 mod requests;
+mod vaulted;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ pub use requests::{
     ProtectRequest, PruneRequest, RamDisk, RebuildRequest, RepairRequest, RestoreRequest, SnapshotRequest,
     StartAs, WaitBefore, WithoutState,
 };
+pub use vaulted::VaultedRow;
 
 /// The header that makes a repeated request harmless.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -123,7 +125,7 @@ pub struct LibvirtStatus {
     pub fault: Option<ErrorBody>,
 }
 
-/// The last good backup of a domain, of those in folders; what vaults hold is not looked at.
+/// The last good backup of a domain, of those in folders.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LastBackup {
     /// The backup.
@@ -147,6 +149,9 @@ pub struct DomainRow {
     pub disks: Vec<DiskRow>,
     /// The last good backup in a folder.
     pub last_backup: Option<LastBackup>,
+    /// The last backup that a job of this host has put into each vault.
+    #[serde(default)]
+    pub in_vaults: Vec<VaultedRow>,
     /// The job that holds it.
     pub job: Option<String>,
     /// Why it cannot be backed up, if it cannot.
@@ -545,6 +550,9 @@ pub struct Backups {
     /// Those that were seen once, were not deleted by vmkeep, and are not there; newest first.
     #[serde(default)]
     pub missing: Vec<MissingRow>,
+    /// The last backup of each domain that a job of this host has put into each vault; a domain may be gone since.
+    #[serde(default)]
+    pub in_vaults: Vec<VaultedRow>,
     /// Folders that cannot be looked into, manifests that cannot be read, deletions that were given up.
     pub warnings: Vec<String>,
     /// Whether there may be backups that could not be seen; a warning names each place.

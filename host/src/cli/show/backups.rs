@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 
-use super::{heads, pair};
-use crate::api::types::{BackupDetail, BackupRow, Backups, ProtectionRow, Rebuilt, VerifiedRow};
+use super::{IN_VAULTS, end, heads, pair, vault};
+use crate::api::types::{BackupDetail, BackupRow, Backups, ProtectionRow, Rebuilt, VaultedRow, VerifiedRow};
 use crate::text::{ago, bytes, local, safe, table};
 
 pub(in crate::cli) fn backups(found: &Backups) -> String {
     let mut text = String::new();
     if found.backups.is_empty() {
-        text.push_str("No backups.\n");
+        text.push_str("No backups in folders.\n");
     } else {
         let mut rows = vec![heads(&[
             "BACKUP",
@@ -74,7 +74,20 @@ pub(in crate::cli) fn backups(found: &Backups) -> String {
     for warning in &found.warnings {
         text.push_str(&format!("warning: {}\n", safe(warning)));
     }
+    text.push_str(&in_vaults(&found.in_vaults));
     text
+}
+
+/// The last backups in vaults.
+fn in_vaults(last: &[VaultedRow]) -> String {
+    if last.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![heads(&["DOMAIN", "LAST IN VAULT", "BACKUP", "POINT IN TIME"])];
+    for one in last {
+        rows.push(vec![safe(&one.domain), vault(one), safe(end(&one.id)), local(one.at)]);
+    }
+    format!("\n{}{IN_VAULTS}", table(&rows))
 }
 
 /// What the last verification of a backup found, if it found something.
