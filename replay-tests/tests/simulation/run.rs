@@ -375,7 +375,7 @@ fn before(scenario: &Scenario, stage: &Stage) -> Before {
         tpms: stage.tpms(),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
-        in_vault: if scenario.of_vault() { stage.kept().len() } else { 0 },
+        in_vault: if scenario.of_vault() { stage.manifests().len() } else { 0 },
         picture: stage.world.picture(&stage.domain.id),
     }
 }
