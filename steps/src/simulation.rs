@@ -87,9 +87,10 @@ thread_local! {
     static UNSYNCED: RefCell<BTreeMap<(u64, u64), File>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Whoever directs what happens on this thread from now on.
-pub fn direct(witness: Option<Arc<dyn Witness>>) {
-    vmkeep_vault::simulated::here(witness.is_some());
+/// Whoever directs what happens on this thread from now on, to the process of this number. What is random in it follows from
+/// that: the same each time, and another than in all others of the run.
+pub fn direct(witness: Option<Arc<dyn Witness>>, process: u64) {
+    vmkeep_vault::simulated::here(witness.is_some().then_some(process));
     WITNESS.set(witness);
     UNSYNCED.take();
 }

@@ -23,11 +23,11 @@ pub mod simulated {
         static HERE: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Whatever is begun on this thread from now on is a simulation's, or is none. With a simulation what is random begins
-    /// anew, and is the same each time.
-    pub fn here(on: bool) {
-        HERE.set(on);
-        crate::ids::seeded::from(on.then_some(0));
+    /// Whatever is begun on this thread from now on is a simulation's, or is none. In a simulation what is random follows
+    /// from this number, which no two processes of a run have in common: they would give two objects one name.
+    pub fn here(seed: Option<u64>) {
+        HERE.set(seed.is_some());
+        crate::ids::seeded::from(seed);
     }
 
     pub(super) fn is_here() -> bool {

@@ -329,6 +329,23 @@ fn a_guest_that_is_stopped_after_whoever_asked_for_it_has_died_runs_again() {
     play("stopped late", cases.collect());
 }
 
+/// Of the removal vmkeepd heard nothing, libvirt was not done with it, and the job ended: its note does not come back with the host.
+#[test]
+fn a_mark_whose_removal_nobody_heard_of_does_not_come_back_with_the_host() {
+    let exchanges = SCENARIOS.iter().filter(|scenario| matches!(scenario.purpose, Purpose::Exchange));
+    let cases = exchanges.flat_map(|scenario| {
+        let reached = undisturbed(scenario).reached;
+        let removed =
+            reached.iter().rposition(|place| place.what == "clear-marker" && place.side == Side::Within(2));
+        let killed = 1 + removed.unwrap();
+        let host = Act::Host { autostart: true };
+        let ends = (killed + 8..killed + 22)
+            .map(move |at| Acts::from([(killed, Act::KilledAndLate(500)), (at, host)]));
+        ends.map(move |acts| Case { scenario, acts })
+    });
+    play("the host goes down behind a mark", cases.collect());
+}
+
 /// Between two looks of the way back too: what somebody runs has the definition that names its disks.
 #[test]
 fn a_machine_that_somebody_starts_while_its_exchange_goes_back_is_never_one_that_its_definition_does_not_name()

@@ -137,10 +137,12 @@ fn guest(
 ) {
     let now = stage.world.picture(&stage.domain.id);
     let any = |which: fn(&Act) -> bool| acts.values().any(which);
-    if now.frozen {
+    let paused_by_them = any(|act| matches!(act, Act::Pause));
+    // Whom an operator has stopped between freeze and thaw nobody can ask to thaw: the operator is told.
+    let theirs_to_thaw = paused_by_them && attended && matches!(now.run, RunState::Paused(_));
+    if now.frozen && !theirs_to_thaw {
         wrong.push("the guest is frozen".to_owned());
     }
-    let paused_by_them = any(|act| matches!(act, Act::Pause));
     // A machine with memory that takes the place of one that is off stands still.
     let ended = any(|act| {
         matches!(act, Act::KilledWithQemu | Act::Host { .. } | Act::Qemu | Act::QemuAndStart | Act::Destroy)

@@ -34,7 +34,7 @@ fn case(all: &[Undisturbed], number: u64) -> Case {
 }
 
 /// What is done; `None` where nothing of the kind can be. Of single acts there are so few that all of them would soon have been
-/// seen: mostly it is two, and mostly somebody dies.
+/// seen: mostly it is two, and of twenty runs somebody dies in seventeen.
 fn acts(random: &mut fastrand::Rng, reached: &[Reached]) -> Option<Acts> {
     let at = random.usize(..reached.len());
     let (first, then) = (at + 1, at + 2 + random.usize(..60));
@@ -42,12 +42,12 @@ fn acts(random: &mut fastrand::Rng, reached: &[Reached]) -> Option<Acts> {
     let some = |random: &mut fastrand::Rng, kinds: Vec<Act>| {
         (!kinds.is_empty()).then(|| kinds[random.usize(..kinds.len())])
     };
-    let (one, two) = match random.u8(..10) {
-        0 => (some(random, deaths(place))?, None),
-        1..=4 => (killed_somehow(random), Some(killed_somehow(random))),
-        5..=6 => (Act::Cancel, Some(killed_somehow(random))),
-        7 => (Act::Cancel, Some(Act::FailForEver)),
-        8 => (some(random, [failures(place), failures_on_disk(place)].concat())?, None),
+    let (one, two) = match random.u8(..20) {
+        0..=1 => (some(random, deaths(place))?, None),
+        2..=11 => (killed_somehow(random), Some(killed_somehow(random))),
+        12..=16 => (Act::Cancel, Some(killed_somehow(random))),
+        17 => (Act::Cancel, Some(Act::FailForEver)),
+        18 => (some(random, [failures(place), failures_on_disk(place)].concat())?, None),
         _ => (some(random, others(place))?, None),
     };
     Some(std::iter::once((first, one)).chain(two.map(|act| (then, act))).collect())

@@ -1,5 +1,6 @@
 //! One run: a world is made, the jobs before are done, and the job under test lives as many lives as it takes.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,6 +109,8 @@ struct Play<'a> {
     stage: Stage,
     director: Arc<Director>,
     began: Timestamp,
+    /// How many there have been.
+    processes: Cell<u64>,
 }
 
 enum Life {
@@ -123,10 +126,12 @@ impl Play<'_> {
         let store: Arc<dyn EventStore> =
             Arc::new(Mortal { inner: self.stage.store.clone(), director: self.director.clone() });
         // Whoever cannot open these does not begin at all.
-        vmkeep_steps::simulation::direct(None);
+        self.processes.set(self.processes.get() + 1);
+        let process = self.processes.get();
+        vmkeep_steps::simulation::direct(None, process);
         let roots =
             Arc::new(Roots::open(["backups", "restored", "images"].map(|n| self.stage.at(n))).unwrap());
-        vmkeep_steps::simulation::direct(Some(self.director.clone()));
+        vmkeep_steps::simulation::direct(Some(self.director.clone()), process);
         let places = Places { roots: roots.clone() };
         let id = store.id().to_string();
         let none = LowWater { bytes: 0, percent: 0 };
@@ -309,11 +314,11 @@ pub fn run(scenario: &Scenario, acts: &Acts) -> Ran {
     world.set_ram_disk(&folder.0.join("ram"));
     let domain = world.add_domain_of("web", 7, scenario.formats, scenario.disk_size()).unwrap();
     let director = Director::new(&world, domain.id, acts.clone());
-    vmkeep_steps::simulation::direct(Some(director.clone()));
+    vmkeep_steps::simulation::direct(Some(director.clone()), 0);
     let store = Arc::new(MemoryStore::new());
     let vault = vault();
     let stage = Stage { folder: folder.0.clone(), world, domain, store, vault, done: Vec::new() };
-    let mut play = Play { scenario, stage, director, began: Timestamp::now() };
+    let mut play = Play { scenario, stage, director, began: Timestamp::now(), processes: Cell::new(0) };
     arrange(scenario, &play.stage);
     for prior in scenario.before {
         let request = prior(&play.stage);
@@ -330,7 +335,7 @@ pub fn run(scenario: &Scenario, acts: &Acts) -> Ran {
     }
     play.stage.world.forget_theirs(&play.stage.domain.id);
     let ran = test(&play, acts);
-    vmkeep_steps::simulation::direct(None);
+    vmkeep_steps::simulation::direct(None, 0);
     ran
 }
 
@@ -375,7 +380,7 @@ fn before(scenario: &Scenario, stage: &Stage) -> Before {
         tpms: stage.tpms(),
         backups: stage.backups().len(),
         kept: kept(&stage.at("restored")),
-        in_vault: if scenario.of_vault() { stage.kept().len() } else { 0 },
+        in_vault: if scenario.of_vault() { stage.manifests().len() } else { 0 },
         picture: stage.world.picture(&stage.domain.id),
     }
 }
@@ -398,6 +403,12 @@ pub fn workflows() -> Vec<String> {
     let store = Arc::new(MemoryStore::new());
     let vault = vault();
     let stage = Stage { folder: folder.0.clone(), world, domain, store, vault, done: Vec::new() };
-    let play = Play { scenario: &super::scenario::SCENARIOS[0], stage, director, began: Timestamp::now() };
+    let play = Play {
+        scenario: &super::scenario::SCENARIOS[0],
+        stage,
+        director,
+        began: Timestamp::now(),
+        processes: Cell::new(0),
+    };
     play.daemon().engine.registry().workflow_names().iter().map(ToString::to_string).collect()
 }

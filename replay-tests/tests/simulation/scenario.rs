@@ -130,9 +130,14 @@ impl Stage {
         all.into_iter().map(|(_, id, path)| (id, path)).collect()
     }
 
-    /// Backups in the vault, oldest first.
+    /// Backups in the vault with what is in them, oldest first.
     pub fn kept(&self) -> Vec<vault::Kept> {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.vault.backups())
+    }
+
+    /// What backups are in the vault, oldest first.
+    pub fn manifests(&self) -> Vec<vault::Manifest> {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(self.vault.manifests())
     }
 
     fn last_backup(&self) -> (String, PathBuf) {
@@ -384,7 +389,7 @@ fn backup(stage: &Stage, more: Value) -> JobRequest {
 }
 
 fn restore_kept(stage: &Stage, more: Value) -> JobRequest {
-    let manifest = stage.kept().pop().unwrap().manifest;
+    let manifest = stage.manifests().pop().unwrap();
     let options = json!({
         "vault": vault::NAME,
         "backup": manifest.backup,

@@ -20,7 +20,7 @@ use vmkeep_vault::error::VaultError;
 use vmkeep_vault::fetch::Fetcher;
 use vmkeep_vault::index::Index;
 use vmkeep_vault::keys::wrap::Credential;
-use vmkeep_vault::manifest::Manifest;
+pub use vmkeep_vault::manifest::Manifest;
 use vmkeep_vault::names::MarkKind;
 use vmkeep_vault::read::read_image;
 use vmkeep_vault::vault::{Draft, Vault};
@@ -83,11 +83,26 @@ impl Place {
         }
     }
 
-    /// All backups that are there when nothing is on its way any more.
-    pub async fn backups(&self) -> Vec<Kept> {
+    /// What is there when nothing is on its way any more.
+    async fn opened(&self) -> (Vault, Backups) {
         self.arrive(Duration::MAX).await;
         let vault = Vault::attach(self.memory.clone(), Some(self.key.clone()), None).await.unwrap();
         let all = Backups::load(&vault, None).await.unwrap();
+        (vault, all)
+    }
+
+    /// The manifests of all backups, oldest first.
+    pub async fn manifests(&self) -> Vec<Manifest> {
+        let (_, all) = self.opened().await;
+        let mut manifests: Vec<_> =
+            all.iter().map(|(_, backup)| backup.manifest.as_ref().unwrap().clone()).collect();
+        manifests.sort_by_key(|manifest| manifest.taken);
+        manifests
+    }
+
+    /// All backups, with what is in them, oldest first.
+    pub async fn backups(&self) -> Vec<Kept> {
+        let (vault, all) = self.opened().await;
         let mut kept = Vec::new();
         for (id, backup) in all.iter() {
             let manifest = backup.manifest.as_ref().unwrap().clone();

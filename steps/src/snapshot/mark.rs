@@ -8,7 +8,7 @@ use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 use super::rescue::{self, Rescue};
 use super::{World, cannot_look, fence, not_looked, on_the_way_back};
 use crate::codes;
-use crate::hypervisor::{DomainRef, Marker, Observation, PauseReason, RunState, Trouble};
+use crate::hypervisor::{DomainRef, HvError, Marker, Observation, PauseReason, RunState, Trouble};
 
 /// Writes the marker.
 #[derive(Debug)]
@@ -121,8 +121,13 @@ async fn clear(world: &World, cx: &StepContext, input: &MarkInput) -> Result<(),
         })?,
     };
     let ours = |m: Option<&Marker>| m.is_some_and(|m| m.store == input.store && m.job == cx.job.to_string());
+    let failed = |e: HvError| {
+        let doing = "remove the marker from the domain";
+        on_the_way_back(e, codes::CANNOT_LOCK_MACHINE, doing, &input.domain.name)
+    };
     if !ours(marker_of(&seen, false)) && !ours(marker_of(&seen, true)) {
-        return Ok(());
+        // Whoever removed it may have died before that was durable.
+        return world.hypervisor.sync_definitions().await.map_err(failed);
     }
     if seen.state == RunState::Paused(PauseReason::IoError) {
         match rescue::at_home(world, &input.store, &input.domain.id).await {
@@ -134,8 +139,5 @@ async fn clear(world: &World, cx: &StepContext, input: &MarkInput) -> Result<(),
             }
         }
     }
-    world.hypervisor.clear_marker(&input.domain.id).await.map_err(|e| {
-        let doing = "remove the marker from the domain";
-        on_the_way_back(e, codes::CANNOT_LOCK_MACHINE, doing, &input.domain.name)
-    })
+    world.hypervisor.clear_marker(&input.domain.id).await.map_err(failed)
 }

@@ -3,6 +3,7 @@
 //! Clusters of 4 KiB: header, first-level table (one entry), table and block of reference counts, then second-level table
 //! and data as they come. A disk is at most 2 MiB.
 
+use std::borrow::Borrow;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -61,9 +62,7 @@ pub(super) fn create(path: &Path, format: &str, size: u64, backing: Option<&Laye
     }
     file.write_all_at(&header, 0)?;
     file.write_all_at(&BLOCK.to_be_bytes(), 2 * CLUSTER)?;
-    for cluster in 0..FIRST_FREE {
-        file.write_all_at(&1_u16.to_be_bytes(), BLOCK + cluster * 2)?;
-    }
+    file.write_all_at(&1_u16.to_be_bytes().repeat(FIRST_FREE as usize), BLOCK)?;
     file.set_len(FIRST_FREE * CLUSTER)
 }
 
@@ -75,12 +74,14 @@ fn allocate(file: &File) -> io::Result<u64> {
     Ok(at)
 }
 
-/// Where a cluster of the disk lies in a qcow2 file, if it does.
-fn find(file: &File, number: u64) -> io::Result<Option<u64>> {
-    let table = be64(file, L1)? & PLACE;
-    if table == 0 {
-        return Ok(None);
-    }
+/// Where the second-level table of a qcow2 file lies, if it has one.
+fn table(file: &File) -> io::Result<Option<u64>> {
+    let at = be64(file, L1)? & PLACE;
+    Ok((at != 0).then_some(at))
+}
+
+/// Where a cluster of the disk lies, by that table, if it does.
+fn find(file: &File, table: u64, number: u64) -> io::Result<Option<u64>> {
     let at = be64(file, table + number * 8)? & PLACE;
     Ok((at != 0).then_some(at))
 }
@@ -95,11 +96,24 @@ pub(super) fn read(chain: &[Layer], number: u64) -> io::Result<Vec<u8>> {
     Ok(vec![0; CLUSTER as usize])
 }
 
+/// The same through files that are open, in the order of the chain.
+pub(super) fn read_open(chain: &[Layer], files: &[impl Borrow<File>], number: u64) -> io::Result<Vec<u8>> {
+    for (layer, file) in chain.iter().zip(files) {
+        if let Some(bytes) = get(file.borrow(), &layer.format, number)? {
+            return Ok(bytes);
+        }
+    }
+    Ok(vec![0; CLUSTER as usize])
+}
+
 /// Reads a cluster of one image, if it has it.
-pub(super) fn get(file: &File, format: &str, number: u64) -> io::Result<Option<Vec<u8>>> {
+fn get(file: &File, format: &str, number: u64) -> io::Result<Option<Vec<u8>>> {
     let at = match format {
         "raw" => Some(number * CLUSTER),
-        _ => find(file, number)?,
+        _ => match table(file)? {
+            Some(table) => find(file, table, number)?,
+            None => None,
+        },
     };
     let Some(at) = at else { return Ok(None) };
     let (mut bytes, mut done) = (vec![0; CLUSTER as usize], 0);
@@ -124,16 +138,23 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 
 /// See [`write`].
 pub(super) fn put(file: &File, format: &str, number: u64, bytes: &[u8], when: SystemTime) -> io::Result<()> {
+    place(file, format, number, bytes)?;
+    file.set_modified(when)
+}
+
+fn place(file: &File, format: &str, number: u64, bytes: &[u8]) -> io::Result<()> {
     if format == "raw" {
-        file.write_all_at(bytes, number * CLUSTER)?;
-        return file.set_modified(when);
+        return file.write_all_at(bytes, number * CLUSTER);
     }
-    let mut table = be64(file, L1)? & PLACE;
-    if table == 0 {
-        table = allocate(file)?;
-        file.write_all_at(&(table | COPIED).to_be_bytes(), L1)?;
-    }
-    let at = match find(file, number)? {
+    let (table, found) = match table(file)? {
+        Some(table) => (table, find(file, table, number)?),
+        None => {
+            let table = allocate(file)?;
+            file.write_all_at(&(table | COPIED).to_be_bytes(), L1)?;
+            (table, None)
+        }
+    };
+    let at = match found {
         Some(at) => at,
         None => {
             let at = allocate(file)?;
@@ -141,8 +162,7 @@ pub(super) fn put(file: &File, format: &str, number: u64, bytes: &[u8], when: Sy
             at
         }
     };
-    file.write_all_at(bytes, at)?;
-    file.set_modified(when)
+    file.write_all_at(bytes, at)
 }
 
 /// Bytes of data in a qcow2 file.
@@ -153,24 +173,22 @@ pub(super) fn allocated(overlay: &Path) -> io::Result<u64> {
 /// Writes what an overlay holds into the image under it; the clusters that were written.
 pub(super) fn commit(overlay: &Path, base: &Layer, when: SystemTime) -> io::Result<Vec<u64>> {
     let file = File::open(overlay)?;
-    let mut written = Vec::new();
-    let table = be64(&file, L1)? & PLACE;
-    if table == 0 {
-        return Ok(written);
-    }
+    let Some(table) = table(&file)? else { return Ok(Vec::new()) };
     let mut entries = vec![0; CLUSTER as usize];
     file.read_exact_at(&mut entries, table)?;
-    for (number, entry) in (0..).zip(entries.as_chunks().0) {
-        let at = u64::from_be_bytes(*entry) & PLACE;
-        if at == 0 {
-            continue;
-        }
-        let mut bytes = vec![0; CLUSTER as usize];
-        file.read_exact_at(&mut bytes, at)?;
-        write(base, number, &bytes, when)?;
-        written.push(number);
+    let places = entries.as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry) & PLACE);
+    let held: Vec<_> = (0..).zip(places).filter(|(_, at)| *at != 0).collect();
+    if held.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(written)
+    let into = open(&base.path)?;
+    let mut bytes = vec![0; CLUSTER as usize];
+    for (number, at) in &held {
+        file.read_exact_at(&mut bytes, *at)?;
+        place(&into, &base.format, *number, &bytes)?;
+    }
+    into.set_modified(when)?;
+    Ok(held.into_iter().map(|(number, _)| number).collect())
 }
 
 /// Lets an overlay forget all that it holds, as `qemu-img commit` does in the end.
@@ -178,9 +196,8 @@ pub(super) fn empty(overlay: &Path, when: SystemTime) -> io::Result<()> {
     let file = open(overlay)?;
     file.write_all_at(&0_u64.to_be_bytes(), L1)?;
     let clusters = file.metadata()?.len() / CLUSTER;
-    for cluster in FIRST_FREE..clusters {
-        file.write_all_at(&0_u16.to_be_bytes(), BLOCK + cluster * 2)?;
-    }
+    let taken = usize::try_from(clusters.saturating_sub(FIRST_FREE)).unwrap_or(0);
+    file.write_all_at(&vec![0; taken * 2], BLOCK + FIRST_FREE * 2)?;
     file.set_len(FIRST_FREE * CLUSTER)?;
     file.set_modified(when)
 }

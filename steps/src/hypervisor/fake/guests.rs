@@ -4,6 +4,7 @@
 //! full of the number besides, in the first half of the disk. So what a disk holds at an instant follows from its last tick
 //! ([`Fake::content_at`]), and what lies in the second half never changes.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -73,9 +74,10 @@ impl Fake {
     /// # Errors
     /// When it cannot be read.
     pub fn content(chain: &[Layer], size: u64) -> std::io::Result<Vec<u8>> {
+        let files: Vec<_> = chain.iter().map(|layer| File::open(&layer.path)).collect::<Result<_, _>>()?;
         let mut content = Vec::new();
         for page in 0..size.div_ceil(disk::CLUSTER) {
-            content.extend(disk::read(chain, page)?);
+            content.extend(disk::read_open(chain, &files, page)?);
         }
         content.truncate(usize::try_from(size).unwrap_or(0));
         Ok(content)

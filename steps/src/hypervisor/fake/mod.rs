@@ -89,12 +89,7 @@ pub(super) struct Open {
 impl Open {
     /// Reads a cluster.
     fn read(&self, number: u64) -> std::io::Result<Vec<u8>> {
-        for (layer, file) in self.chain.iter().zip(&self.files) {
-            if let Some(bytes) = disk::get(file, &layer.format, number)? {
-                return Ok(bytes);
-            }
-        }
-        Ok(vec![0; disk::CLUSTER as usize])
+        disk::read_open(&self.chain, &self.files, number)
     }
 }
 

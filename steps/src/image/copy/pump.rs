@@ -1,7 +1,8 @@
 //! The loop that moves a file: one thread reads and writes, some hash, one flushes.
 //!
 //! Memory: one buffer of a segment per hashing thread and two more. A hole that covers a whole segment takes no
-//! buffer. The queue to the hashing threads is bounded, so reading never runs away from hashing.
+//! buffer. The queue to the hashing threads is bounded, so reading never runs away from hashing. Where no more than one
+//! segment is left there is nothing to do at once: one thread does all of it, with one buffer.
 
 use super::files::{Extent, Source, Target};
 use super::throttle::Clock;
@@ -40,7 +41,7 @@ struct Piece {
     buffer: Option<Buffer>,
 }
 
-/// A page-aligned buffer of one segment.
+/// A page-aligned buffer of one segment, or of a file that is smaller.
 struct Buffer {
     bytes: Vec<u8>,
     skip: usize,
@@ -52,8 +53,8 @@ const PAGE: usize = 4096;
 const GRAIN: usize = 64 << 10;
 
 impl Buffer {
-    fn new() -> Self {
-        let bytes = vec![0; SEGMENT as usize + PAGE];
+    fn new(len: u64) -> Self {
+        let bytes = vec![0; len as usize + PAGE];
         let skip = match bytes.as_ptr().align_offset(PAGE) {
             skip if skip < PAGE => skip,
             _ => 0,
@@ -142,7 +143,10 @@ impl Job<'_> {
         let collector = Collector::new(trees);
         let trouble = Trouble::default();
         let busy = AtomicBool::new(false);
+        // Nothing is flushed on the way either: there is no place between here and the end to speak for.
+        let alone = segments(size) <= offset / SEGMENT + 1;
         let hashers = match self.options.hashers {
+            _ if alone => 0,
             0 => thread::available_parallelism().map_or(1, |n| n.get().min(4)),
             n => n.min(64),
         };
@@ -155,31 +159,38 @@ impl Job<'_> {
             flushed: offset,
             flushed_time: self.clock.now(),
         };
-        let (pieces, queue) = sync_channel::<Piece>(16 * hashers);
+        let (pieces, queue) = sync_channel::<Piece>(16 * hashers.max(1));
         let (give_back, buffers) = channel();
-        for _ in 0..hashers + 2 {
-            let _ = give_back.send(Buffer::new());
+        for _ in 0..if alone { 1 } else { hashers + 2 } {
+            let _ = give_back.send(Buffer::new(size.min(SEGMENT)));
         }
         let queue = Mutex::new(queue);
         let (flushes, flush_queue) = sync_channel::<Flush>(1);
         let lanes = Lanes { pieces, buffers, flushes };
-        let outcome = thread::scope(|scope| {
-            for _ in 0..hashers {
-                let give_back = give_back.clone();
-                let (queue, collector) = (&queue, &collector);
-                scope.spawn(move || hash_pieces(size, queue, collector, &give_back));
-            }
-            drop(give_back);
-            let (collector, busy, trouble) = (&collector, &busy, &trouble);
-            scope.spawn(move || self.flush(&flush_queue, cloned, collector, busy, trouble));
-            let outcome = self.read_all(&mut reading, &lanes, collector, busy, trouble);
-            if matches!(outcome, Err(CopyError::Stopped { .. })) {
-                self.flush_to(&mut reading, &lanes, collector)?;
-            }
-            // The threads end when their lanes do.
+        let outcome = if alone {
+            let outcome = self.read_all(&mut reading, &lanes, &collector, &busy, &trouble);
             drop(lanes);
+            hash_pieces(size, &queue, &collector, &give_back);
             outcome
-        });
+        } else {
+            thread::scope(|scope| {
+                for _ in 0..hashers {
+                    let give_back = give_back.clone();
+                    let (queue, collector) = (&queue, &collector);
+                    scope.spawn(move || hash_pieces(size, queue, collector, &give_back));
+                }
+                drop(give_back);
+                let (collector, busy, trouble) = (&collector, &busy, &trouble);
+                scope.spawn(move || self.flush(&flush_queue, cloned, collector, busy, trouble));
+                let outcome = self.read_all(&mut reading, &lanes, collector, busy, trouble);
+                if matches!(outcome, Err(CopyError::Stopped { .. })) {
+                    self.flush_to(&mut reading, &lanes, collector)?;
+                }
+                // The threads end when their lanes do.
+                drop(lanes);
+                outcome
+            })
+        };
         // A failed sync weighs more than whatever else happened: the file must not be resumed.
         trouble.into_result()?;
         outcome?;
