@@ -13,6 +13,7 @@ use crate::killed::at_every_boundary;
 use crate::support::bed::{Bed, configure, folder, give, large, refused, small};
 use crate::support::mount::Mount;
 use crate::support::{Host, about, assert_ticks, assert_untouched, files_below, run, signal, until};
+use crate::vault_attacks::read;
 
 /// A host with an empty vault, and a guest on it.
 pub(crate) fn bed(spec: &GuestSpec) -> Bed {
@@ -355,11 +356,12 @@ fn a_guest_that_its_scratch_file_has_stopped_runs_again_as_soon_as_vmkeepd_can_a
     let daemon = host.daemon();
     let job = host.begin(&["backup", "web1", "--bandwidth", "4M"]);
     host.reached(&job, "step_started", "read");
+    until("some of it to be read", || (read(host, &job).0 > 0).then_some(()));
     signal(daemon.pid(), Signal::STOP);
     mount.fill(0);
     bed.guest.wait_state("paused").unwrap();
     signal(daemon.pid(), Signal::CONT);
-    bed.guest.wait_state("running").unwrap();
+    bed.guest.wait_state("running").unwrap_or_else(|e| panic!("{e}\n{}", host.story(&job)));
     host.settled(&job);
     let why = failed(host, &job);
     assert!(["POINT_IN_TIME_LOST", "SCRATCH_RAN_LOW"].contains(&why.as_str()), "{}", host.story(&job));

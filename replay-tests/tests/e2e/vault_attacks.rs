@@ -32,7 +32,7 @@ fn ask_qemu(bed: &Bed, commands: &[Value]) -> Vec<Value> {
 }
 
 /// How many bytes of the disks were read, and of how many.
-fn read(host: &Host, job: &str) -> (u64, u64) {
+pub(crate) fn read(host: &Host, job: &str) -> (u64, u64) {
     let detail = host.json(&["job", "show", job]);
     let step =
         detail["steps"].as_array().unwrap().iter().find(|step| step["name"] == "read").unwrap().clone();
