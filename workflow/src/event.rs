@@ -347,6 +347,18 @@ impl Body {
         )
     }
 
+    /// What a step of the way forward has put out, if this event tells of that: it returned, or was found done.
+    #[must_use]
+    pub fn output(&self) -> Option<(&StepName, &Value)> {
+        match self {
+            Self::StepSucceeded { step, phase: Phase::Forward, output, .. }
+            | Self::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. } => {
+                Some((step, output))
+            }
+            _ => None,
+        }
+    }
+
     /// The event's type as it is stored.
     #[must_use]
     pub fn type_name(&self) -> &'static str {

@@ -13,7 +13,7 @@ use vmkeep_steps::image::root::TargetRoot;
 use vmkeep_steps::manifest::catalogue::{Entry, Met, Stamp, stamp_at, walk};
 use vmkeep_steps::manifest::{self, BackupId, protection};
 use vmkeep_workflow::journal::JobFilter;
-use vmkeep_workflow::{Body, Event, EventStore, Fault, JobId, Phase, Seq, Step, StreamId, Verdict};
+use vmkeep_workflow::{Body, Event, EventStore, Fault, JobId, Seq, Step, StreamId};
 
 use super::View;
 use super::event::Place;
@@ -287,21 +287,16 @@ pub(super) async fn deleted_by(
         let mut kinds = HashMap::new();
         for record in records {
             let Ok(event) = serde_json::from_slice::<Event>(&record.bytes) else { continue };
-            match event.body {
-                Body::JobPlanned(plan) => {
-                    kinds = plan.steps.iter().map(|step| (step.name.clone(), step.kind.clone())).collect();
+            if let Body::JobPlanned(plan) = event.body {
+                kinds = plan.steps.into_iter().map(|step| (step.name, step.kind)).collect();
+            } else if let Some((step, output)) = event.body.output()
+                && kinds.get(step) == Some(&RemoveBackups::KIND)
+            {
+                let removed = Removed::deserialize(output).map_err(|e| e.to_string())?;
+                let this = |gone: &Gone| gone.backup == place.backup && gone.folder == place.folder;
+                if removed.backups.iter().any(this) {
+                    return Ok(Some(job.to_string()));
                 }
-                Body::StepSucceeded { step, phase: Phase::Forward, output, .. }
-                | Body::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. }
-                    if kinds.get(&step) == Some(&RemoveBackups::KIND) =>
-                {
-                    let removed = Removed::deserialize(&output).map_err(|e| e.to_string())?;
-                    let this = |gone: &Gone| gone.backup == place.backup && gone.folder == place.folder;
-                    if removed.backups.iter().any(this) {
-                        return Ok(Some(job.to_string()));
-                    }
-                }
-                _ => {}
             }
         }
     }

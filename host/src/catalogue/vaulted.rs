@@ -16,7 +16,7 @@ use vmkeep_steps::snapshot::rest::TakeAtRest;
 use vmkeep_vault::ids::{BackupId, VaultId};
 use vmkeep_vault::manifest::BackupKind;
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Body, Event, JobId, Phase, Step, StepName, Verdict};
+use vmkeep_workflow::{Body, Event, JobId, Step, StepName};
 
 /// The jobs that put backups into vaults.
 pub(super) const WORKFLOWS: &[&str] = &[vmkeep_steps::backup::NAME];
@@ -48,7 +48,7 @@ pub(super) fn of(job: JobId, events: &mut dyn Iterator<Item = Event>) -> Vec<Vau
     let (mut subject, mut vault, mut at) = (None, None, None);
     let mut found = Vec::new();
     for event in events {
-        let (step, output) = match event.body {
+        let body = match event.body {
             Body::JobRequested(request) => {
                 subject = Some(request.subject);
                 continue;
@@ -57,20 +57,17 @@ pub(super) fn of(job: JobId, events: &mut dyn Iterator<Item = Event>) -> Vec<Vau
                 steps = plan.steps.into_iter().map(|step| (step.name, (step.kind, step.input))).collect();
                 continue;
             }
-            Body::StepSucceeded { step, phase: Phase::Forward, output, .. }
-            | Body::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. } => {
-                (step, output)
-            }
-            _ => continue,
+            body => body,
         };
-        let Some((kind, input)) = steps.get(&step) else { continue };
+        let Some((step, output)) = body.output() else { continue };
+        let Some((kind, input)) = steps.get(step) else { continue };
         if *kind == TakeLease::KIND {
-            vault = LeaseOutput::deserialize(&output).ok().map(|taken| taken.vault);
+            vault = LeaseOutput::deserialize(output).ok().map(|taken| taken.vault);
         } else if *kind == BeginPull::KIND || *kind == TakeAtRest::KIND {
             at = output.get("at").and_then(|at| Timestamp::deserialize(at).ok());
         } else if *kind == CommitBackup::KIND
             && let (Ok(input), Ok(committed)) =
-                (CommitInput::deserialize(input), CommitOutput::deserialize(&output))
+                (CommitInput::deserialize(input), CommitOutput::deserialize(output))
             && let (Some(subject), Some(vault), Some(at), true) = (&subject, vault, at, committed.checked)
         {
             found.push(Vaulted {

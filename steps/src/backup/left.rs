@@ -21,7 +21,7 @@ use vmkeep_vault::error::VaultError;
 use vmkeep_vault::ids::{LeaseId, VaultId};
 use vmkeep_vault::lease::{self, Lease};
 use vmkeep_workflow::ids::StepKind;
-use vmkeep_workflow::{Body, Event, Fault, JobId, JobStatus, JobSummary, Phase, Step, StepName, Verdict};
+use vmkeep_workflow::{Body, Event, Fault, JobId, JobStatus, JobSummary, Step, StepName};
 
 use super::NAME;
 use super::lease::{LeaseInput, LeaseOutput, ReleaseLease, ReleaseOutput, TakeLease};
@@ -176,29 +176,23 @@ fn of(history: Vec<Event>) -> Vec<Taken> {
     let mut steps: HashMap<StepName, (StepKind, Value)> = HashMap::new();
     let mut taken: Vec<Taken> = Vec::new();
     for event in history {
-        let (step, output) = match event.body {
-            Body::JobPlanned(plan) => {
-                steps = plan.steps.into_iter().map(|step| (step.name, (step.kind, step.input))).collect();
-                continue;
-            }
-            Body::StepSucceeded { step, phase: Phase::Forward, output, .. }
-            | Body::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. } => {
-                (step, output)
-            }
-            _ => continue,
-        };
-        let Some((kind, input)) = steps.get(&step) else { continue };
+        if let Body::JobPlanned(plan) = event.body {
+            steps = plan.steps.into_iter().map(|step| (step.name, (step.kind, step.input))).collect();
+            continue;
+        }
+        let Some((step, output)) = event.body.output() else { continue };
+        let Some((kind, input)) = steps.get(step) else { continue };
         let released = if *kind == TakeLease::KIND {
-            taken.extend(backup(input, &output));
+            taken.extend(backup(input, output));
             false
         } else if *kind == TakeReading::KIND {
-            taken.extend(restore(input, &output));
+            taken.extend(restore(input, output));
             false
         } else if *kind == ReleaseLease::KIND {
-            ReleaseOutput::deserialize(&output).is_ok_and(|output| output.left.is_none())
+            ReleaseOutput::deserialize(output).is_ok_and(|output| output.left.is_none())
         } else {
             *kind == EndReading::KIND
-                && EndReadingOutput::deserialize(&output).is_ok_and(|output| output.left.is_none())
+                && EndReadingOutput::deserialize(output).is_ok_and(|output| output.left.is_none())
         };
         taken.iter_mut().for_each(|taken| taken.released |= released);
     }

@@ -190,7 +190,11 @@ impl Driver {
 
     /// Makes events durable and takes them in.
     async fn record(&mut self, bodies: Vec<Body>) -> Result<(), Lost> {
-        let outputs: Vec<(StepName, Value)> = bodies.iter().filter_map(output_of).collect();
+        let outputs: Vec<(StepName, Value)> = bodies
+            .iter()
+            .filter_map(Body::output)
+            .map(|(step, output)| (step.clone(), output.clone()))
+            .collect();
         for body in &bodies {
             if let Body::StepStarted { step, phase, .. } = body {
                 self.started_in.insert((step.clone(), *phase), Arc::new(self.shared.environment.facts()));
@@ -496,15 +500,5 @@ impl Driver {
         self.live.values().for_each(|live| live.stop.cancel());
         self.probes.drain().for_each(|(_, task)| task.abort());
         self.timers.drain().for_each(|(_, task)| task.abort());
-    }
-}
-
-fn output_of(body: &Body) -> Option<(StepName, Value)> {
-    match body {
-        Body::StepSucceeded { step, phase: Phase::Forward, output, .. }
-        | Body::StepProbed { step, phase: Phase::Forward, verdict: Verdict::Done(output), .. } => {
-            Some((step.clone(), output.clone()))
-        }
-        _ => None,
     }
 }

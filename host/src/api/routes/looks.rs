@@ -127,7 +127,7 @@ async fn with_backups_and_jobs(
         }
     }
     let (in_vaults, more) = app.site.in_vaults().await;
-    warnings.extend(more.into_iter().filter(|one| !warnings.contains(one)).collect::<Vec<_>>());
+    add_new(&mut warnings, more);
     let shorts = Shorts::of(&app.all_ids().await?);
     for domain in &mut domains {
         domain.last_backup = last.remove(&domain.uuid);
@@ -145,6 +145,12 @@ pub(super) async fn doctor(Extract(app): State) -> Answer<Vec<Finding>> {
     Ok(Json(app.site.doctor().await))
 }
 
+/// Both looks at the catalogue may have been in the way of the same.
+fn add_new(warnings: &mut Vec<String>, more: Vec<String>) {
+    let new: Vec<_> = more.into_iter().filter(|one| !warnings.contains(one)).collect();
+    warnings.extend(new);
+}
+
 /// Which backups.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,7 +162,7 @@ pub(super) async fn backups(Extract(app): State, Query(which): Query<OfDomain>) 
     let mut found = app.site.backups().await?;
     let (in_vaults, more) = app.site.in_vaults().await;
     found.in_vaults = in_vaults;
-    found.warnings.extend(more.into_iter().filter(|one| !found.warnings.contains(one)).collect::<Vec<_>>());
+    add_new(&mut found.warnings, more);
     if let Some(domain) = which.domain {
         let of = |backup: &BackupRow| backup.domain == domain || backup.domain_uuid == domain;
         found.backups.retain(of);

@@ -6,7 +6,7 @@ use vmkeep_steps::backup::NAME;
 use vmkeep_store::MemoryStore;
 use vmkeep_workflow::journal::Append;
 use vmkeep_workflow::{
-    Actor, EventStore as _, IfBusy, JobRequest, JobSummary, Plan, Seq, StepSpec, StreamId, Subject,
+    Actor, EventStore as _, IfBusy, JobRequest, JobSummary, Phase, Plan, Seq, StepSpec, StreamId, Subject,
 };
 
 use super::super::{Catalogue, STREAM};

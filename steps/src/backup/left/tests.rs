@@ -5,7 +5,7 @@ use serde_json::json;
 use vmkeep_vault::backend::memory::Memory;
 use vmkeep_vault::lease::{Holder, Standing};
 use vmkeep_vault::vault::{Confirmed, Vault};
-use vmkeep_workflow::{Actor, Plan, Seq, StepSpec, Subject};
+use vmkeep_workflow::{Actor, Phase, Plan, Seq, StepSpec, Subject};
 
 use super::*;
 
