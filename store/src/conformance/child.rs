@@ -287,7 +287,8 @@ pub fn full_disk(module: &str) {
             eprintln!("not possible here: {prepare}: {said}");
             continue;
         }
-        assert!(output.status.success(), "{prepare}: {said}{}", String::from_utf8_lossy(&output.stdout));
+        let out = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{prepare}: {}: {said}{out}", output.status);
         tried += 1;
     }
     assert!(tried > 0, "no file system could be mounted to be filled");
@@ -303,10 +304,13 @@ async fn fill(engine: &dyn Candidate, folder: &Path) {
     assert_eq!(store.reserve().await, Ok(Reserve::Intact));
 
     // Somebody else takes all the room there is.
-    let mut file = std::fs::File::create(&ballast).unwrap();
-    let full = std::io::copy(&mut std::io::repeat(7), &mut file).unwrap_err();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    drop(file);
+    let take_all = || {
+        let mut file = std::fs::File::options().create(true).append(true).open(&ballast).unwrap();
+        let full = std::io::copy(&mut std::io::repeat(7), &mut file).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        file.sync_all().unwrap();
+    };
+    take_all();
 
     // Records still fit into the reserve, and more than one job's worth of them, until at last there is no room.
     let record = format!("\"{}\"", "x".repeat(100_000)).into_bytes();
@@ -334,6 +338,8 @@ async fn fill(engine: &dyn Candidate, folder: &Path) {
     assert_whole(&*engine.open_read_only(&folder).unwrap()).await;
     drop(store);
     assert_whole(&*engine.open_read_only(&folder).unwrap()).await;
+    // Also what room that gave.
+    take_all();
     let store = engine.open(&folder, options()).unwrap();
     assert_eq!(store.reserve().await, Ok(Reserve::Spent), "that it was spent is not forgotten");
     assert_eq!(store.last(&StreamId::from("bulk")).await.unwrap().0, count);

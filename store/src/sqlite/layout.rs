@@ -6,6 +6,7 @@
 //! | `journal.db-wal`, `journal.db-shm` | its log and the log's index, while it is open and after a crash |
 //! | `lock` | held while a process has the store open for writing |
 //! | `reserve` | room for a full disk |
+//! | `spare` | room for opening the store on one |
 //!
 //! A database is made complete under another name, fsynced, renamed, and the folder fsynced. So there is a `journal.db` only
 //! if it is whole, whenever the power went; what an interrupted creation left is removed by the next one. An empty
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
+use rustix::fs::{FallocateFlags, fallocate};
 use uuid::Uuid;
 use vmkeep_workflow::journal::StoreError;
 
@@ -31,6 +33,13 @@ const PAGE: u32 = 2048;
 
 /// The size of the log that is written ahead: what a busy store fills between checkpoints, and a large group on top.
 const LOG_BYTES: usize = (super::pen::BUSY_FRAMES as usize + 256) * (PAGE as usize + 24);
+
+/// The frames of the log that one part of its index is for, and the bytes of such a part.
+const PART_FRAMES: u64 = 4096;
+const PART_BYTES: u64 = 32 << 10;
+
+/// The room that is kept for opening the store: for the index of the longest log, and as much again for all else.
+pub(super) const SPARE: u64 = 512 << 10;
 
 /// SQLite's `application_id`, "vmkj": a database of another program is refused.
 const APPLICATION: i32 = 0x766d_6b6a;
@@ -92,6 +101,11 @@ pub(super) fn log(folder: &Path) -> PathBuf {
     folder.join("journal.db-wal")
 }
 
+/// The index of that log.
+fn index(folder: &Path) -> PathBuf {
+    folder.join("journal.db-shm")
+}
+
 /// Whether the log of a database holds anything.
 pub(super) fn has_log(folder: &Path) -> bool {
     std::fs::metadata(log(folder)).is_ok_and(|file| file.len() > 0)
@@ -99,8 +113,7 @@ pub(super) fn has_log(folder: &Path) -> bool {
 
 /// Whether the files of the store can be opened for writing; if not, why.
 pub(super) fn can_write(folder: &Path) -> Result<(), StoreError> {
-    let index = folder.join("journal.db-shm");
-    for path in [database(folder), log(folder), index] {
+    for path in [database(folder), log(folder), index(folder)] {
         match std::fs::File::options().read(true).write(true).open(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(files::failed("open for writing", &path, &e));
@@ -109,6 +122,25 @@ pub(super) fn can_write(folder: &Path) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Whether there is room for the log's index. SQLite maps it into memory, and where the blocks of a file system are smaller
+/// than a page of memory, writing to a page that found no room ends the process (SIGBUS).
+pub(super) fn has_room_for_index(folder: &Path) -> bool {
+    let frames = std::fs::metadata(log(folder)).map_or(0, |log| log.len()) / u64::from(PAGE);
+    let needed = (frames / PART_FRAMES + 2) * PART_BYTES;
+    files::room(folder).map_or(true, |room| room >= needed)
+}
+
+/// Takes the room that the index may need while the store is open, so that no append finds it gone. SQLite empties the index
+/// whenever the store is opened.
+pub(super) fn keep_room_for_index(folder: &Path) {
+    let kept = std::fs::File::options().write(true).open(index(folder)).and_then(|file| {
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, SPARE / 2).map_err(std::io::Error::from)
+    });
+    if let Err(error) = kept {
+        tracing::debug!(%error, "no room is kept for the index of the store's log");
+    }
 }
 
 /// Writes the log out ahead with zeros, when there is none: SQLite takes a log without its header for an empty one.

@@ -118,12 +118,14 @@ impl SqliteStore {
         }
         let identity = connect::inspect(folder)?;
         let reserve = Arc::new(ReserveFile::open(folder, options.reserve));
+        let spare = ReserveFile::named(folder, "spare", layout::SPARE);
         layout::write_log_ahead(folder);
-        let opened = match writers(folder, &reserve) {
+        let kept = [&spare, &*reserve];
+        let opened = match writers(folder, &kept) {
             // SQLite reads where it may not write. What kept it from writing says the system; it may be over by now.
             Err(e) if e.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
                 layout::can_write(folder)?;
-                writers(folder, &reserve)
+                writers(folder, &kept)
             }
             opened => opened,
         };
@@ -135,6 +137,7 @@ impl SqliteStore {
             },
             e => unread(&format!("open {} for writing", database.display()), &e),
         })?;
+        layout::keep_room_for_index(folder);
         let (commands, queue) = mpsc::channel();
         let subscribers = broadcast::Sender::new(SUBSCRIBER_LAG);
         let pen =
@@ -189,20 +192,28 @@ impl SqliteStore {
 }
 
 /// The two connections that write. Opening may need some room (the index of the log is built anew after a crash), and on a
-/// full disk that is what the reserve is for.
-fn writers(folder: &Path, reserve: &ReserveFile) -> rusqlite::Result<(Connection, Connection)> {
+/// full disk what was kept back for it is given up.
+fn writers(folder: &Path, kept: &[&ReserveFile]) -> rusqlite::Result<(Connection, Connection)> {
+    for reserve in kept {
+        // Beforehand: without the room there may be no error to be told.
+        if !layout::has_room_for_index(folder) {
+            reserve.release();
+        }
+    }
     let open = || {
         let durable = connect::writer(folder, true)?;
         // Opens the log and its index, and tells whether they can be written to.
         durable.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
         Ok((durable, connect::writer(folder, false)?))
     };
-    match open() {
-        Err(error) if matches!(kind(&error), Kind::Full | Kind::Index | Kind::Write) && reserve.release() => {
-            open()
+    let mut outcome = open();
+    for reserve in kept {
+        let full = |error| matches!(kind(error), Kind::Full | Kind::Index | Kind::Write);
+        if outcome.as_ref().is_err_and(full) && reserve.release() {
+            outcome = open();
         }
-        outcome => outcome,
     }
+    outcome
 }
 
 #[async_trait]
