@@ -338,4 +338,13 @@ impl Observer for Watch {
             tracing::warn!("how far the copy is was not stored");
         }
     }
+
+    fn anew(&self) -> Result<(), String> {
+        match Stage::parse(self.progress.saved().as_ref()) {
+            Stage::Nothing => Ok(()),
+            Stage::Copying(_) | Stage::Placing(_) => {
+                self.save(&Stage::Nothing).map_err(|fault| fault.to_string())
+            }
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The place of a restored file: it is written beside it under a name of the job's, and gets its own when it is whole.
 //!
 //! What bears a name that holds the job's id is this job's, and may be written anew or removed. Under its own name a file is
-//! told from one that somebody else put there by what was noted of it before the renaming: device and inode. Nothing is ever
-//! overwritten, and nothing is removed that is not known to be ours.
+//! told from one that somebody else put there by what was noted of it before the renaming: device, inode, size and times, for
+//! an inode may be given to another file. Nothing is ever overwritten, and nothing is removed that is not known to be ours.
 //!
 //! The note is there before the name, the output of the step only after it: an attempt may end in between, and fail. So the
 //! undo goes by the note as well ([`Known`]).
@@ -67,14 +67,15 @@ pub(crate) enum Known {
 impl Known {
     fn is(&self, stat: Option<&Stat>) -> bool {
         match self {
-            Self::Output(identity) => same(stat, identity),
-            Self::Noted(identity) => stat.is_some_and(|stat| Identity::from_stat(stat) == *identity),
+            Self::Output(identity) => stat.is_some_and(|stat| Identity::from_stat(stat).same_file(identity)),
+            Self::Noted(identity) => untouched(stat, identity),
         }
     }
 }
 
-fn same(stat: Option<&Stat>, identity: &Identity) -> bool {
-    stat.is_some_and(|stat| Identity::from_stat(stat).same_file(identity))
+/// Whether it is a file that nobody has written to since its note.
+fn untouched(stat: Option<&Stat>, noted: &Identity) -> bool {
+    stat.is_some_and(|stat| Identity::from_stat(stat) == *noted)
 }
 
 impl Place {
@@ -105,9 +106,9 @@ impl Place {
         folder.path_of(self.name.as_ref().unwrap_or(aside))
     }
 
-    /// Whether what has this name is that very file.
+    /// Whether what has this name is that very file, as it was noted.
     pub(crate) fn is(&self, folder: &Folder, name: &Component, identity: &Identity) -> Result<bool, Fault> {
-        folder.stat(name).map(|stat| same(stat.as_ref(), identity)).map_err(|e| self.fault(&e))
+        folder.stat(name).map(|stat| untouched(stat.as_ref(), identity)).map_err(|e| self.fault(&e))
     }
 
     /// Goes on with a file of which a note was stored when it was whole. `false`: it is neither in its place nor under the
@@ -225,7 +226,7 @@ impl Place {
         done: T,
     ) -> Verdict<T> {
         match folder.stat(self.name.as_ref().unwrap_or(aside)) {
-            Ok(stat) if same(stat.as_ref(), identity) => match folder.sync() {
+            Ok(stat) if untouched(stat.as_ref(), identity) => match folder.sync() {
                 Ok(()) => Verdict::Done(done),
                 Err(e) => Verdict::Unknown(e.to_string()),
             },

@@ -54,6 +54,11 @@ impl Reports {
         let runtime = tokio::runtime::Handle::current();
         Self { progress: cx.progress.clone(), stop: cx.stop.clone(), runtime, watch }
     }
+
+    /// Nothing of the copy is known to be durable.
+    fn forget(&self) -> Result<(), Fault> {
+        crate::blocking::wait(&self.runtime, self.progress.save(&serde_json::Value::Null))
+    }
 }
 
 impl Observer for Reports {
@@ -74,6 +79,13 @@ impl Observer for Reports {
             tracing::warn!(%fault, "how far the copy is was not stored");
         }
     }
+
+    fn anew(&self) -> Result<(), String> {
+        if self.progress.saved().is_none_or(|note| note.is_null()) {
+            return Ok(());
+        }
+        self.forget().map_err(|fault| fault.to_string())
+    }
 }
 
 /// Copies a file into a folder. Blocks.
@@ -93,8 +105,7 @@ pub(crate) fn transfer(
         }
     }
     if let Err(CopyError::Sync { .. } | CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) = &done {
-        // Nothing of the copy is known to be durable any more.
-        crate::blocking::wait(&reports.runtime, reports.progress.save(&serde_json::Value::Null))?;
+        reports.forget()?;
     }
     done.map_err(|e| what.fault(e))
 }

@@ -148,6 +148,12 @@ pub enum CopyError {
         /// Its length.
         len: usize,
     },
+    /// What was noted of an earlier attempt could not be forgotten, so nothing was begun.
+    #[error("cannot forget how far an earlier attempt came: {why}")]
+    Unforgotten {
+        /// Why.
+        why: String,
+    },
     /// A fault of this program.
     #[error("internal fault: {what}")]
     Internal {
@@ -249,6 +255,11 @@ pub trait Observer: Sync {
     fn durable(&self, token: &ResumeToken) {
         let _ = token;
     }
+    /// The copy begins anew: no earlier token may be handed to a later attempt, not even after a power cut. The new file may
+    /// well get the inode of the old one, and then the token would speak for bytes that are not there.
+    fn anew(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Nobody watches.
@@ -283,6 +294,9 @@ pub fn copy(
     observer: &dyn Observer,
 ) -> Result<Copied, CopyError> {
     source.prepare()?;
+    if !matches!(start, Start::Resume(_)) {
+        observer.anew().map_err(|why| CopyError::Unforgotten { why })?;
+    }
     let mut resume = None;
     let file = match start {
         Start::Fresh => folder.create_file(name)?,

@@ -177,14 +177,20 @@ impl Fetch {
                 return Ok(fetched);
             }
         }
-        let whole = match saved {
-            Stage::Whole(identity) => Some(identity),
+        let whole = match &saved {
+            Stage::Whole(identity) => Some(*identity),
             Stage::Nothing | Stage::Placing(_) => None,
         };
         let whole = blocking(&this, move |this| this.still_whole(job, whole)).await?;
         let raw = match whole {
             Some(identity) => identity,
-            None => this.read(cx, readers).await?,
+            None => {
+                if !matches!(saved, Stage::Nothing) {
+                    // Durably, before there is another file: it may get the inode that is noted, and is not whole for long.
+                    cx.progress.save(&Stage::Nothing).await?;
+                }
+                this.read(cx, readers).await?
+            }
         };
         let identity = match this.format {
             Format::Raw => raw,
@@ -230,11 +236,12 @@ impl Fetch {
         Ok(noted.filter(|noted| there.as_ref() == Some(noted)))
     }
 
-    /// Makes a file of the job's anew. Whatever bears that name is this job's.
+    /// Makes a file of the job's anew. Whatever bears that name is this job's. Durably, before a note speaks of it: a power cut
+    /// must not bring back what had the name before.
     fn begin(&self, name: &Component) -> Result<(Folder, File), Fault> {
         let folder = self.place.open()?;
         let made = folder.remove_file(name).and_then(|_| folder.create_file(name));
-        let file = made.map_err(|e| self.place.fault(&e))?;
+        let file = made.and_then(|file| folder.sync().map(|()| file)).map_err(|e| self.place.fault(&e))?;
         Ok((folder, file))
     }
 

@@ -1,8 +1,9 @@
 //! The process ends before or after every event, and what the next one makes of it.
 
+use tokio_util::sync::CancellationToken;
 use vmkeep_workflow::ids::Phase;
 use vmkeep_workflow::progress::Progress;
-use vmkeep_workflow::{Step, StepContext};
+use vmkeep_workflow::{Step, StepContext, Verdict};
 
 use super::*;
 use crate::image::rights::Wish;
@@ -76,10 +77,8 @@ fn a_restore_that_fails_and_dies_at_any_event_of_its_way_back_leaves_nothing() {
     );
 }
 
-/// The name comes before the output: whoever undoes a step that ended in between has the step's note alone.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_got_its_name_and_never_became_an_output_is_taken_back() {
-    let host = Host::new();
+/// One image of the backup, restored by its step alone.
+fn one_image(host: &Host) -> (RestoreImage, ImageInput) {
     let entry = samples::entry(&samples::folder(&host.backup()), "vdb.raw", Role::Disk);
     let input = ImageInput {
         wanted: Wanted {
@@ -99,8 +98,36 @@ async fn an_image_that_got_its_name_and_never_became_an_output_is_taken_back() {
         rights: Wish::default(),
     };
     let roots = Roots::open([host.at("backups"), host.at("images")]).unwrap();
-    let step = RestoreImage(Places { roots: Arc::new(roots) });
-    let cx = context(1);
+    (RestoreImage(Places { roots: Arc::new(roots) }), input)
+}
+
+/// A power cut may take the name of a whole file, and the next one get its inode.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_never_speaks_for_another_file_than_the_one_that_was_whole() {
+    let host = Host::new();
+    let ((step, input), cx) = (one_image(&host), context(1));
+    let whole = step.run(&cx, input.clone()).await.unwrap();
+    let content = std::fs::read(&whole.path).unwrap();
+    // The inode is the same, and half of it was never written.
+    std::fs::File::options().write(true).open(&whole.path).unwrap().set_len(512).unwrap();
+    assert!(matches!(step.probe(&cx, input.clone()).await, Verdict::NotDone));
+    let aside = crate::restore::place::aside(cx.job, input.name.as_str());
+    std::fs::rename(&whole.path, host.at("images").join(aside.as_str())).unwrap();
+    // Before anything is made anew.
+    cx.stop.cancel();
+    step.run(&cx, input.clone()).await.unwrap_err();
+    assert!(!whole.path.exists(), "it was taken for whole");
+    assert_ne!(cx.progress.saved().unwrap()["stage"], "placing");
+    let cx = StepContext { stop: CancellationToken::new(), ..cx };
+    step.run(&cx, input).await.unwrap();
+    assert!(std::fs::read(&whole.path).unwrap() == content);
+}
+
+/// The name comes before the output: whoever undoes a step that ended in between has the step's note alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_got_its_name_and_never_became_an_output_is_taken_back() {
+    let host = Host::new();
+    let ((step, input), cx) = (one_image(&host), context(1));
     let before = host.everything();
     step.run(&cx, input.clone()).await.unwrap();
     assert!(host.at("images/vdb.raw").exists());

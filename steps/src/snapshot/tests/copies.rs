@@ -40,6 +40,19 @@ pub(super) fn input(fake: &Fake, folder: &Path, bandwidth: u64) -> CopyInput {
     }
 }
 
+/// Another file may get the inode of one that is gone; what was noted of that one is forgotten before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_begins_anew_forgets_how_far_an_earlier_one_came() {
+    let (fake, folder) = (Fake::new(), tempfile::tempdir().unwrap());
+    let places = Places { roots: std::sync::Arc::new(Roots::open([folder.path()]).unwrap()) };
+    let step = CopyImage { world: fake.world(), places };
+    let cx = context(2);
+    cx.progress.save(&"how far an earlier one came").await.unwrap();
+    cx.stop.cancel();
+    step.run(&cx, input(&fake, folder.path(), 0)).await.unwrap_err();
+    assert_ne!(cx.progress.saved().unwrap(), "how far an earlier one came");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_after_one_that_failed_by_itself_goes_on_where_that_was_durable() {
     for known in [true, false] {

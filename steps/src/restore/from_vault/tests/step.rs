@@ -248,6 +248,28 @@ async fn one_that_is_to_stop_stops_and_the_next_attempt_begins_anew() {
     bench.assert_whole();
 }
 
+/// A power cut may take the name of a whole file, and the next one get its inode.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_never_speaks_for_another_file_than_the_one_that_was_whole() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let bench = Bench::new(format).await;
+        bench.run().await.unwrap();
+        // The inode is the same, and half of it was never written.
+        let half = std::fs::File::options().write(true).open(bench.path()).unwrap();
+        half.set_len(C as u64).unwrap();
+        assert!(matches!(bench.probe().await, Verdict::NotDone));
+        let last = if format == Format::Raw { NAME.to_owned() } else { format!("{NAME}, converted") };
+        std::fs::rename(bench.path(), bench.aside(&last)).unwrap();
+        let fault = bench.over(Arc::new(Gone)).run(&bench.cx, bench.input.clone()).await.unwrap_err();
+        assert_eq!(fault.code, codes::VAULT_UNREACHABLE);
+        assert!(!bench.path().exists(), "it was taken for whole");
+        // Before anything is made anew.
+        assert_eq!(bench.cx.progress.saved(), Some(json!({ "stage": "nothing" })));
+        bench.run().await.unwrap();
+        bench.assert_whole();
+    }
+}
+
 /// Changes every chunk of the first disk, and none of the second.
 async fn damage(host: &Host) {
     for pack in &host.packs {
