@@ -38,6 +38,9 @@ use support::bed::{Bed, default_root, small};
 use support::mount::Target;
 use support::{Daemon, Host, about, in_time, until};
 
+/// So long a step is waited for: a job that waits for its operator, or for the target, does not get to it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 struct Chaos {
     rng: Rng,
     daemon: Option<Daemon>,
@@ -54,6 +57,8 @@ struct Chaos {
 struct Tally {
     ends: BTreeMap<String, usize>,
     blows: BTreeMap<Blow, usize>,
+    /// Blows that came as a step began, and not at a moment drawn.
+    at_steps: usize,
     /// Jobs that were gone on with by another vmkeepd.
     resumed: usize,
     /// Domains that libvirt had locked for ever.
@@ -80,7 +85,8 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "jobs {:?}", self.ends)?;
-        writeln!(f, "blows, {} in all: {:?}", self.blows.values().sum::<usize>(), self.blows)?;
+        let all = self.blows.values().sum::<usize>();
+        writeln!(f, "blows, {all} in all, {} of them as a step began: {:?}", self.at_steps, self.blows)?;
         writeln!(f, "resumed {}, needed attention {:?}", self.resumed, self.needs)?;
         writeln!(
             f,
@@ -128,9 +134,16 @@ impl Chaos {
         let mut told = format!("round {number}: {}", order.told());
         let job = order.begin(&self.bed.host);
         for _ in 0..self.rng.usize(1..=3) {
-            std::thread::sleep(Duration::from_millis(self.rng.u64(0..order.lasts_ms())));
+            let step = if self.rng.u8(..3) == 0 { self.at_a_step(&job) } else { None };
+            if step.is_none() {
+                std::thread::sleep(Duration::from_millis(self.rng.u64(0..order.lasts_ms())));
+            }
             let blow = Blow::any(&mut self.rng);
             told.push_str(&format!(", {blow:?}"));
+            if let Some(step) = step {
+                told.push_str(&format!(" at {step}"));
+                self.tally.at_steps += 1;
+            }
             self.strike(blow, &job);
             if self.rng.bool() {
                 self.everybody_up();
@@ -147,6 +160,42 @@ impl Chaos {
         self.judge(&told, &order, &row);
         self.tally.count(&order, &row, &self.bed.host.history(&job));
         self.thin_out();
+    }
+
+    /// Waits until the job begins one of the steps that are ahead of it, and names it; nothing if it does not get there.
+    fn at_a_step(&mut self, job: &str) -> Option<String> {
+        let (begun, ahead) = self.look(job, |history| {
+            let plan = history.iter().find_map(|row| row["event"]["body"]["data"]["steps"].as_array())?;
+            let names = plan.iter().filter_map(|step| step["name"].as_str());
+            let begun = |name: &&str| history.iter().any(|row| about(row, "step_started", name));
+            let ahead = names.filter(|name| !begun(name)).map(str::to_owned).collect::<Vec<_>>();
+            Some((history.len(), ahead))
+        })?;
+        let step = ahead.get(self.rng.usize(..ahead.len().max(1)))?;
+        self.look(job, |history| {
+            history.iter().skip(begun).any(|row| about(row, "step_started", step)).then_some(())
+        })?;
+        Some(step.clone())
+    }
+
+    /// What is wanted of a job's history, if it comes to that while vmkeepd answers and the job goes on.
+    fn look<T>(&self, job: &str, wanted: impl Fn(&[Value]) -> Option<T>) -> Option<T> {
+        let asked = |what: &str| -> Option<Value> {
+            let output = self.bed.host.vmkeep(&["--json", "job", what, job]);
+            serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())
+        };
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let found = wanted(asked("history")?.as_array()?);
+            if found.is_some() {
+                return found;
+            }
+            let row = &asked("show")?["job"];
+            if row["ended"].is_string() || row["status"] == "needs_attention" {
+                return None;
+            }
+        }
+        None
     }
 
     /// Waits until the job rests, and does what it asks for.
