@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vmkeep_steps::image::space::LowWater;
 use vmkeep_steps::save::AfterReboot;
 use vmkeep_store::EngineName;
 use vmkeep_store::burial::Policy;
@@ -150,6 +151,10 @@ pub struct FileLimits {
     pub watch: Option<String>,
     /// The longest time for which a guest's file systems stay frozen: `10s`.
     pub freeze: Option<String>,
+    /// What a backup leaves free where guests write: `1G` …
+    pub keep_free: Option<String>,
+    /// … or so many percent of the file system, whichever is more.
+    pub keep_free_percent: Option<u8>,
 }
 
 /// What is logged, and how.
@@ -348,6 +353,14 @@ fn limits(file: &FileLimits) -> Result<super::Limits, ConfigError> {
                 ));
             }
             freeze => freeze,
+        },
+        keep_free: LowWater {
+            bytes: read("limits.keep_free", &file.keep_free, crate::text::parse_size)?
+                .unwrap_or(default.keep_free.bytes),
+            percent: match file.keep_free_percent {
+                Some(101..) => return Err(impossible("limits.keep_free_percent", "there are 100 in all")),
+                percent => percent.unwrap_or(default.keep_free.percent),
+            },
         },
     })
 }

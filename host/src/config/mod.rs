@@ -25,6 +25,7 @@ pub use places::{Overrides, Surroundings};
 pub use uri::check_uri;
 pub use vaults::{KeySource, NotAName, VaultName, VaultSettings};
 
+use vmkeep_steps::image::space::LowWater;
 use vmkeep_steps::restore::RightsSettings;
 use vmkeep_steps::save::AfterReboot;
 use vmkeep_store::burial::Policy;
@@ -86,6 +87,8 @@ pub struct Limits {
     pub watch: Duration,
     /// The longest time for which a guest's file systems stay frozen.
     pub freeze: Duration,
+    /// What a backup leaves free where guests write.
+    pub keep_free: LowWater,
 }
 
 impl Default for Limits {
@@ -99,6 +102,7 @@ impl Default for Limits {
             merge_bandwidth: 0,
             watch: Duration::from_secs(3),
             freeze: Duration::from_secs(10),
+            keep_free: LowWater::default(),
         }
     }
 }

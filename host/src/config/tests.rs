@@ -65,6 +65,8 @@ fn a_wrong_value_is_named() {
         ("[limits]\njobs = 0", "limits.jobs"),
         ("[limits]\nmemory = \"lots\"", "limits.memory"),
         ("[limits]\nwatch = \"a while\"", "limits.watch"),
+        ("[limits]\nkeep_free = \"some\"", "limits.keep_free"),
+        ("[limits]\nkeep_free_percent = 101", "limits.keep_free_percent"),
         ("[log]\nformat = \"xml\"", "xml"),
         ("[targets]\nroots = []", "targets.roots"),
         ("[targets]\nroots = [\"backups\"]", "absolute"),
@@ -77,6 +79,16 @@ fn a_wrong_value_is_named() {
         assert_eq!(error.code(), codes::UNSUPPORTED_CONFIGURATION_PARAMETER, "{text}");
         assert!(error.to_string().contains(word), "{text}: {error}");
     }
+}
+
+#[test]
+fn what_stays_free_is_the_larger_of_two_marks_that_may_each_be_set() {
+    let low = |text: &str| resolve(text, &user()).unwrap().limits.keep_free;
+    assert_eq!(low(""), LowWater::default());
+    let set = low("[limits]\nkeep_free = \"256M\"\n");
+    assert_eq!((set.bytes, set.percent), (256 << 20, LowWater::default().percent));
+    let none = low("[limits]\nkeep_free = \"0\"\nkeep_free_percent = 0\n");
+    assert_eq!(none.mark(1 << 40), 0);
 }
 
 #[test]

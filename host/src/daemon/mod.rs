@@ -138,7 +138,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         let _ = phases.wait_for(|phase| *phase == DaemonPhase::Stopping).await;
     };
     let serving = tokio::spawn(serve(socket, router(app), manners, stopping));
-    let low = vmkeep_steps::image::space::LowWater::default();
+    let low = settings.limits.keep_free;
     let waiting = tokio::spawn(waits::watch(engine.clone(), world.clone(), low));
     let guarding = tokio::spawn(watchdog::watch(watchdog::Watchdog {
         libvirt: libvirt.clone(),
@@ -147,7 +147,7 @@ pub async fn run(config: Config) -> Result<(), Fault> {
         engine: engine.clone(),
         freeze,
     }));
-    let orphans = orphans::Orphans::new(world.clone(), store.clone());
+    let orphans = orphans::Orphans::new(world.clone(), store.clone(), low);
     let client = libvirt.client().clone();
     let ending_world = world.clone();
     let watching = tokio::spawn(watch::watch(watch::Watched {

@@ -30,13 +30,14 @@ use vmkeep_workflow::EventStore;
 pub(super) struct Orphans {
     world: World,
     store: Arc<dyn EventStore>,
+    low: LowWater,
     /// The pulls that are looked after, by domain and job.
     guarded: Arc<Mutex<HashSet<(String, String)>>>,
 }
 
 impl Orphans {
-    pub(super) fn new(world: World, store: Arc<dyn EventStore>) -> Self {
-        Self { world, store, guarded: Arc::default() }
+    pub(super) fn new(world: World, store: Arc<dyn EventStore>, low: LowWater) -> Self {
+        Self { world, store, low, guarded: Arc::default() }
     }
 
     /// Guests that QEMU has stopped because of a pull run again, whatever the journal says. Nothing is waited for.
@@ -88,7 +89,7 @@ impl Orphans {
             if !self.guarded().insert(key.clone()) {
                 continue;
             }
-            let (own, low) = (self.clone(), (!elsewhere).then(LowWater::default));
+            let (own, low) = (self.clone(), (!elsewhere).then_some(self.low));
             tokio::spawn(async move {
                 let ended = look_after(&own.world, &domain.id, &scratch, low).await;
                 own.guarded().remove(&key);

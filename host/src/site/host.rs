@@ -52,6 +52,7 @@ pub fn registry(
     let places = Places { roots: roots.roots.clone() };
     let settings = Settings {
         overlay_dir: config.snapshot.overlay_dir.clone(),
+        guests: config.limits.keep_free,
         ..Settings::new(store.id().to_string(), concat!("vmkeep ", env!("CARGO_PKG_VERSION")))
     };
     let registry = Registry::new()
@@ -64,6 +65,7 @@ pub fn registry(
         merge_bandwidth: config.limits.merge_bandwidth,
         full_every_days: config.backup.full_every_days,
         checkpoints: config.backup.checkpoints,
+        low_water: config.limits.keep_free,
         ..BackupSettings::new(store.id().to_string(), tool)
     };
     let watch_ms = u64::try_from(config.limits.watch.as_millis()).unwrap_or(u64::MAX);
