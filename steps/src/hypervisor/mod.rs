@@ -256,6 +256,12 @@ pub trait Hypervisor: Send + Sync + 'static {
         None
     }
 
+    /// Who of this process is being greeted by which guest's export. A QEMU that is told to stop its server meanwhile never
+    /// answers again (STEPS.md, E30), so nobody ends a pull before that is over.
+    fn greetings(&self) -> Option<&Standstills> {
+        None
+    }
+
     /// Stops the guest's processors. Ends with the guest.
     async fn suspend(&self, domain: &DomainId) -> HvResult<()>;
 
@@ -386,11 +392,16 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Opens what a pull of this QEMU process shows of a disk; with what has changed if that is wanted.
     async fn open_export(
         &self,
-        _domain: &DomainId,
+        domain: &DomainId,
         instance: &str,
         (socket, disk): (&Path, &Target),
         changes: bool,
     ) -> Result<Shown, NotShown> {
+        // Let go after the connections that are being made: whoever waits for it finds none of them half made.
+        let _greeting = match self.greetings() {
+            Some(greetings) => Some(greetings.take(domain).await),
+            None => None,
+        };
         show::export(instance, socket, disk, changes).await
     }
 
