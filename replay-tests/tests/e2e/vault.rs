@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use replay_tests::testbed::{DiskSpec, GuestSpec, MIB, images_equal};
 use rustix::process::Signal;
@@ -12,6 +13,7 @@ use crate::holds::frozen;
 use crate::killed::at_every_boundary;
 use crate::support::bed::{Bed, configure, folder, give, large, refused, small};
 use crate::support::mount::Mount;
+use crate::support::strace::Connections;
 use crate::support::{Host, about, assert_ticks, assert_untouched, files_below, run, signal, until};
 use crate::vault_attacks::read;
 
@@ -366,6 +368,26 @@ fn a_guest_that_its_scratch_file_has_stopped_runs_again_as_soon_as_vmkeepd_can_a
     let why = failed(host, &job);
     assert!(["POINT_IN_TIME_LOST", "SCRATCH_RAN_LOW"].contains(&why.as_str()), "{}", host.story(&job));
     mount.clear();
+    bed.guest.wait_more(5).unwrap();
+    assert_untouched(&bed.guest, &bed.own);
+}
+
+/// QEMU never answers again when a pull is ended while a client is in its handshake (STEPS.md, E30).
+#[test]
+fn a_scratch_file_that_is_full_while_vmkeepd_connects_costs_the_guest_nothing() {
+    let Some(bed) = cramped() else { return };
+    let (host, mount) = (&bed.host, bed.mount());
+    let daemon = host.daemon();
+    let slow = Connections::held_up(daemon.pid(), Duration::from_millis(800));
+    let job = host.begin(&["backup", "web1"]);
+    until("vmkeepd to connect to the export", || slow.has_begun(".nbd").then_some(()));
+    mount.fill(0);
+    host.settled(&job);
+    let why = failed(host, &job);
+    assert!(["POINT_IN_TIME_LOST", "SCRATCH_RAN_LOW"].contains(&why.as_str()), "{}", host.story(&job));
+    drop(slow);
+    mount.clear();
+    bed.guest.wait_state("running").unwrap_or_else(|e| panic!("{e}\n{}", host.story(&job)));
     bed.guest.wait_more(5).unwrap();
     assert_untouched(&bed.guest, &bed.own);
 }

@@ -10,6 +10,7 @@ pub mod mount;
 pub mod ram;
 pub mod renames;
 pub mod shelf;
+pub mod strace;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -6,13 +6,14 @@
 //! something else, a disk's file, a state, a marker, are told apart by what they say and are counted, over all threads.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::bed::Bed;
+use super::strace::{held_up, read_some};
 
 /// So long each rename is held up: time enough to act in between. There are more than a hundred in one backup.
 const DELAY: Duration = Duration::from_millis(40);
@@ -46,22 +47,10 @@ pub struct Renames {
 impl Renames {
     /// Watches libvirt's notes about the guest; returns when libvirtd is being watched.
     pub fn watch(bed: &Bed, act: Option<Act>) -> Self {
-        let libvirtd = bed.host.hypervisor.libvirtd().expect("libvirtd runs").pid.to_string();
-        // As whoever runs the test, who may trace a process of the hypervisor's user where that user itself may not.
-        let mut command = Command::new("strace");
-        command.args(["-f", "-e", "trace=rename", "-e"]);
-        command.arg(format!("inject=rename:delay_enter={}", DELAY.as_micros()));
-        for file in bed.files_of_libvirt() {
-            // strace goes by the first of the two names.
-            command.arg("-P").arg(format!("{}.new", file.display()));
-        }
-        command.args(["-p", &libvirtd]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut strace = command.spawn().expect("strace starts");
-        let mut said = strace.stderr.take().unwrap();
-        let mut text = String::new();
-        while !text.contains(" attached") {
-            assert!(read_some(&mut said, &mut text), "strace cannot watch libvirtd: {text}");
-        }
+        let libvirtd = bed.host.hypervisor.libvirtd().expect("libvirtd runs").pid;
+        // strace goes by the first of the two names.
+        let files = bed.files_of_libvirt().into_iter().map(|file| format!("{}.new", file.display()));
+        let (strace, mut said, mut text) = held_up("rename", "delay_enter", DELAY, files, libvirtd);
         let (seen, acted) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(false)));
         let reader = {
             let (seen, acted) = (Arc::clone(&seen), Arc::clone(&acted));
@@ -137,17 +126,6 @@ impl Drop for Renames {
         let _ = self.strace.wait();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
-        }
-    }
-}
-
-fn read_some(from: &mut impl std::io::Read, text: &mut String) -> bool {
-    let mut buffer = [0; 4096];
-    match from.read(&mut buffer) {
-        Ok(0) | Err(_) => false,
-        Ok(read) => {
-            text.push_str(&String::from_utf8_lossy(&buffer[..read]));
-            true
         }
     }
 }

@@ -397,12 +397,10 @@ pub trait Hypervisor: Send + Sync + 'static {
         (socket, disk): (&Path, &Target),
         changes: bool,
     ) -> Result<Shown, NotShown> {
-        // Let go after the connections that are being made: whoever waits for it finds none of them half made.
-        let _greeting = match self.greetings() {
-            Some(greetings) => Some(greetings.take(domain).await),
-            None => None,
-        };
-        show::export(instance, socket, disk, changes).await
+        match self.greetings() {
+            Some(greetings) => show::greeted(greetings, domain, instance, (socket, disk), changes).await,
+            None => show::export(instance, socket, disk, changes).await,
+        }
     }
 
     /// Deletes a checkpoint with its bitmaps; where a bitmap is lacking only libvirt's record. `Ok` if there is none.

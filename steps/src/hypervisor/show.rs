@@ -10,7 +10,7 @@ use vmkeep_vault::source::{
 };
 
 use super::pull::EXPORT_BITMAP;
-use super::{Layer, Target};
+use super::{DomainId, Layer, Standstills, Target};
 
 /// A disk at one point in time, to be read.
 pub type Shown = Arc<dyn DiskSource>;
@@ -74,4 +74,32 @@ pub(super) async fn export(
     }
     drop(peers);
     Ok(Arc::new(source))
+}
+
+/// The same. Who began to be greeted is greeted to the end, also when nobody waits for it any more: a connection that is dropped
+/// half made may still be in its handshake for QEMU when somebody ends the pull.
+pub(super) async fn greeted(
+    greetings: &Standstills,
+    domain: &DomainId,
+    instance: &str,
+    (socket, disk): (&Path, &Target),
+    changes: bool,
+) -> Result<Shown, NotShown> {
+    let greeting = greetings.take(domain).await;
+    let (instance, socket, disk) = (instance.to_owned(), socket.to_owned(), disk.clone());
+    let connecting = tokio::spawn(async move {
+        let shown = export(&instance, &socket, &disk, changes).await;
+        drop(greeting);
+        shown
+    });
+    match connecting.await {
+        Ok(shown) => shown,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                let what = "connect to the export".to_owned();
+                Err(SourceError::Start { what, cause: error.to_string() }.into())
+            }
+        },
+    }
 }
