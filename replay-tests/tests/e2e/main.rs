@@ -47,6 +47,7 @@ mod vault;
 mod vault_attacks;
 mod vault_known;
 mod vault_offline;
+mod vault_random;
 mod vault_restore;
 mod waits;
 mod watchdog;
