@@ -70,17 +70,21 @@ pub(crate) fn room(folder: &Path) -> io::Result<u64> {
 ///
 /// SQLite tells a full disk apart, but reports a spent quota like a broken drive. So it is tried out.
 pub(crate) fn lacks_room(folder: &Path) -> bool {
+    lacks_room_for(folder, 64 << 10)
+}
+
+/// The same of so many bytes.
+pub(crate) fn lacks_room_for(folder: &Path, bytes: u64) -> bool {
     let path = folder.join("room.probe");
-    let outcome = try_write(&path);
+    let outcome = try_write(&path, bytes);
     let _ = remove(&path);
     outcome.is_err_and(|e| is_lack_of_room(&e))
 }
 
-fn try_write(path: &Path) -> io::Result<()> {
-    use std::io::Write;
+fn try_write(path: &Path, bytes: u64) -> io::Result<()> {
     remove(path)?;
     let mut file = make_file(path)?;
-    file.write_all(&vec![0x5a; 64 << 10])
+    io::copy(&mut io::Read::take(io::repeat(0x5a), bytes), &mut file).map(drop)
 }
 
 /// Whether an error means that there is no room.

@@ -30,7 +30,7 @@ mod versions;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use vmkeep_libvirt::flags::{
@@ -41,8 +41,8 @@ use vmkeep_libvirt::xml::DomainXml;
 use vmkeep_libvirt::{Client, ClientOptions, Status};
 use vmkeep_steps::hypervisor::{
     Bitmap, Commit, Control, Definition, DiskChange, DomainId, DomainJob, DomainRef, FreezeState, HvError,
-    HvResult, Hypervisor, InHand, Layer, MARKER_NAMESPACE, Marker, NewIdentity, Observation, OwnFolders,
-    Pull, Pulling, Qemu, RunState, Standstills, Take, Target, Trouble,
+    HvResult, Hypervisor, Layer, MARKER_NAMESPACE, Marker, NewIdentity, Observation, OwnFolders, Pull,
+    Pulling, Qemu, RunState, Standstills, Take, Target, Trouble,
 };
 
 pub use definition::{read as read_definition, rewrite as rewrite_definition};
@@ -60,9 +60,6 @@ pub struct Libvirt {
     versions: versions::Versions,
 }
 
-/// How long a greeting by QEMU may keep the end of a pull: it is a matter of milliseconds, or QEMU does not answer at all.
-const GREETING: Duration = Duration::from_secs(10);
-
 /// When this process began to make calls: what its predecessor left behind is older.
 #[derive(Debug)]
 struct Began {
@@ -72,11 +69,6 @@ struct Began {
 }
 
 impl Libvirt {
-    /// Keeps the domain's export from greeting anybody of this process as long as this is held.
-    async fn nobody_is_greeted(&self, domain: &DomainId) -> Option<InHand> {
-        tokio::time::timeout(GREETING, self.greetings.take(domain)).await.ok()
-    }
-
     /// Begins to connect and returns at once.
     ///
     /// # Errors
@@ -209,7 +201,6 @@ impl Hypervisor for Libvirt {
     }
 
     async fn abort_domain_job(&self, domain: &DomainId) -> HvResult<()> {
-        let _nobody = self.nobody_is_greeted(domain).await;
         match self.urgent(domain, "abort the job", |d| d.abort_job()).await {
             // Nothing to abort: "no job is active on the domain".
             Err(e) if e.trouble == Trouble::Refused && e.message.contains("no job is active") => Ok(()),
@@ -428,7 +419,6 @@ impl Hypervisor for Libvirt {
     }
 
     async fn pull_clean(&self, domain: &DomainId, scratch: &[PathBuf]) -> HvResult<()> {
-        let _nobody = self.nobody_is_greeted(domain).await;
         self.clean_after_pull(domain, scratch).await
     }
 

@@ -16,7 +16,7 @@ use vmkeep_workflow::{Fault, Step, StepContext, Verdict};
 
 use crate::codes;
 use crate::hypervisor::{
-    DomainId, DomainRef, HvError, HvResult, Layer, PauseReason, Qemu, RunState, Trouble,
+    DomainId, DomainRef, HvError, HvResult, InHand, Layer, PauseReason, Qemu, RunState, Trouble,
 };
 use crate::snapshot::disk::scratch_job;
 use crate::snapshot::{World, cannot_look, fence, on_the_way_back};
@@ -47,13 +47,34 @@ const DOING: &str = "end the backup job";
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How long a greeting by QEMU may keep the end of a pull: it is a matter of milliseconds, or QEMU does not answer.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Keeps the domain's exports from greeting anybody of this process as long as this is held.
+async fn nobody_is_greeted(world: &World, domain: &DomainId) -> HvResult<Option<InHand>> {
+    let Some(greetings) = world.hypervisor.greetings() else { return Ok(None) };
+    match tokio::time::timeout(GREETING, greetings.take(domain)).await {
+        Ok(hand) => Ok(Some(hand)),
+        Err(_) => {
+            let what = "QEMU greets a client of its export, and would not survive the end of the backup job meanwhile";
+            Err(HvError::new(Trouble::TimedOut, what))
+        }
+    }
+}
+
 /// Ends the pull with these scratch files, if it is there; whether the guest had to be let run.
 ///
 /// # Errors
 /// When the hypervisor did not do it, or did not answer. To be repeated.
 pub async fn end(world: &World, domain: &DomainId, scratch: &[PathBuf]) -> HvResult<bool> {
     let hypervisor = &world.hypervisor;
-    match left(world, domain, scratch).await? {
+    let left_at_first = left(world, domain, scratch).await?;
+    // Until it is gone: libvirt stops QEMU's server in its own time.
+    let _nobody = match left_at_first {
+        Left::Nothing => None,
+        Left::Job | Left::InQemu => nobody_is_greeted(world, domain).await?,
+    };
+    match left_at_first {
         Left::Nothing => {}
         Left::Job => {
             hypervisor.abort_domain_job(domain).await?;

@@ -1,8 +1,8 @@
 //! The place of a restored file: it is written beside it under a name of the job's, and gets its own when it is whole.
 //!
 //! What bears a name that holds the job's id is this job's, and may be written anew or removed. Under its own name a file is
-//! told from one that somebody else put there by what was noted of it before the renaming: device, inode, size and times, for
-//! an inode may be given to another file. Nothing is ever overwritten, and nothing is removed that is not known to be ours.
+//! told from one that somebody else put there by what was noted of it before the renaming: device, inode and size; before it has
+//! that name, also the times, for an inode may be given to another file. Nothing is ever overwritten, and nothing is removed that is not known to be ours.
 //!
 //! The note is there before the name, the output of the step only after it: an attempt may end in between, and fail. So the
 //! undo goes by the note as well ([`Known`]).
@@ -73,6 +73,12 @@ impl Known {
     }
 }
 
+/// Whether what has the final name is the file of a note: it gets that name only when it is whole, and may be looked at since, or
+/// started from.
+fn named(stat: Option<&Stat>, noted: &Identity) -> bool {
+    stat.map(Identity::from_stat).is_some_and(|is| is.same_file(noted) && is.size == noted.size)
+}
+
 /// Whether it is a file that nobody has written to since its note.
 fn untouched(stat: Option<&Stat>, noted: &Identity) -> bool {
     stat.is_some_and(|stat| Identity::from_stat(stat) == *noted)
@@ -106,9 +112,15 @@ impl Place {
         folder.path_of(self.name.as_ref().unwrap_or(aside))
     }
 
-    /// Whether what has this name is that very file, as it was noted.
-    pub(crate) fn is(&self, folder: &Folder, name: &Component, identity: &Identity) -> Result<bool, Fault> {
-        folder.stat(name).map(|stat| untouched(stat.as_ref(), identity)).map_err(|e| self.fault(&e))
+    /// What has a name in its folder is looked at.
+    fn is(
+        &self,
+        folder: &Folder,
+        name: &Component,
+        as_noted: fn(Option<&Stat>, &Identity) -> bool,
+        identity: &Identity,
+    ) -> Result<bool, Fault> {
+        folder.stat(name).map(|stat| as_noted(stat.as_ref(), identity)).map_err(|e| self.fault(&e))
     }
 
     /// Goes on with a file of which a note was stored when it was whole. `false`: it is neither in its place nor under the
@@ -120,12 +132,12 @@ impl Place {
         identity: &Identity,
     ) -> Result<bool, Fault> {
         if let Some(name) = &self.name
-            && self.is(folder, name, identity)?
+            && self.is(folder, name, named, identity)?
         {
             self.keep(folder)?;
             return Ok(true);
         }
-        if !self.is(folder, aside, identity)? {
+        if !self.is(folder, aside, untouched, identity)? {
             return Ok(false);
         }
         self.put(folder, aside, identity)?;
@@ -197,7 +209,7 @@ impl Place {
             match folder.rename(aside, name) {
                 Ok(()) => {}
                 // A network file system may ask its server twice, and hear of what the first time has done.
-                Err(RootError::Exists { .. }) => match self.is(folder, name, identity) {
+                Err(RootError::Exists { .. }) => match self.is(folder, name, named, identity) {
                     Ok(true) => {}
                     Ok(false) => return Err(self.taken()),
                     Err(unseen) => return Err(unseen.class(Class::Transient).in_doubt()),
@@ -225,8 +237,12 @@ impl Place {
         identity: &Identity,
         done: T,
     ) -> Verdict<T> {
-        match folder.stat(self.name.as_ref().unwrap_or(aside)) {
-            Ok(stat) if untouched(stat.as_ref(), identity) => match folder.sync() {
+        let (name, as_noted) = match &self.name {
+            Some(name) => (name, named as fn(Option<&Stat>, &Identity) -> bool),
+            None => (aside, untouched as _),
+        };
+        match folder.stat(name) {
+            Ok(stat) if as_noted(stat.as_ref(), identity) => match folder.sync() {
                 Ok(()) => Verdict::Done(done),
                 Err(e) => Verdict::Unknown(e.to_string()),
             },

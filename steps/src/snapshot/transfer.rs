@@ -98,15 +98,18 @@ pub(crate) fn transfer(
     what: &Failing<'_>,
 ) -> Result<Copied, Fault> {
     let done = copy::copy_or_anew(source, folder, name, start, options, reports);
+    // The note first: it must not speak of what is not there.
+    let forgotten = match &done {
+        Err(CopyError::Sync { .. } | CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) => reports.forget(),
+        _ => Ok(()),
+    };
     if let Err(CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) = &done {
         // Where the guest's overlays lie on the same file system this is what makes room for them, long before the undo.
         if let Err(e) = folder.remove_file(name) {
             tracing::warn!(error = %e, "what was copied so far is not removed yet");
         }
     }
-    if let Err(CopyError::Sync { .. } | CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) = &done {
-        reports.forget()?;
-    }
+    forgotten?;
     done.map_err(|e| what.fault(e))
 }
 

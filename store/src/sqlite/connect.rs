@@ -72,6 +72,12 @@ pub(super) fn writer(folder: &Path, durable: bool) -> rusqlite::Result<Connectio
     Ok(connection)
 }
 
+/// That there is no room for the index of the log.
+pub(super) fn no_room() -> rusqlite::Error {
+    let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+    rusqlite::Error::SqliteFailure(failure, Some("there is no room for the index of its log".to_owned()))
+}
+
 fn reader(database: &Path, way: Way) -> rusqlite::Result<Connection> {
     let mut uri = String::from("file:");
     for &byte in database.as_os_str().as_bytes() {
@@ -115,7 +121,11 @@ fn first_that_works(folder: &Path, ways: &[Way]) -> Result<(Connection, Way), St
     let database = layout::database(folder);
     let mut last = StoreError::Io(format!("there is no store in {}", folder.display()));
     for &way in ways {
-        match reader(&database, way) {
+        let opened = match way {
+            Way::Shared if layout::lacks_room_for_index(folder) => Err(no_room()),
+            way => reader(&database, way),
+        };
+        match opened {
             Ok(connection) => return Ok((connection, way)),
             Err(error) => {
                 last = unread(&format!("open {}", database.display()), &error);

@@ -14,11 +14,11 @@
 //! would be filled from that log.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
-use rustix::fs::{FallocateFlags, fallocate};
 use uuid::Uuid;
 use vmkeep_workflow::journal::StoreError;
 
@@ -101,11 +101,6 @@ pub(super) fn log(folder: &Path) -> PathBuf {
     folder.join("journal.db-wal")
 }
 
-/// The index of that log.
-fn index(folder: &Path) -> PathBuf {
-    folder.join("journal.db-shm")
-}
-
 /// Whether the log of a database holds anything.
 pub(super) fn has_log(folder: &Path) -> bool {
     std::fs::metadata(log(folder)).is_ok_and(|file| file.len() > 0)
@@ -113,7 +108,8 @@ pub(super) fn has_log(folder: &Path) -> bool {
 
 /// Whether the files of the store can be opened for writing; if not, why.
 pub(super) fn can_write(folder: &Path) -> Result<(), StoreError> {
-    for path in [database(folder), log(folder), index(folder)] {
+    let index = folder.join("journal.db-shm");
+    for path in [database(folder), log(folder), index] {
         match std::fs::File::options().read(true).write(true).open(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(files::failed("open for writing", &path, &e));
@@ -124,23 +120,15 @@ pub(super) fn can_write(folder: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether there is room for the log's index. SQLite maps it into memory, and where the blocks of a file system are smaller
-/// than a page of memory, writing to a page that found no room ends the process (SIGBUS).
-pub(super) fn has_room_for_index(folder: &Path) -> bool {
+/// Whether there is too little room for the log's index. SQLite maps it into memory, and where the blocks of a file system are
+/// smaller than a page of memory, writing to a page that finds no room ends the process (SIGBUS). Nobody but SQLite may open
+/// the index itself: whoever closes it gives up the locks that SQLite has on it.
+pub(super) fn lacks_room_for_index(folder: &Path) -> bool {
     let frames = std::fs::metadata(log(folder)).map_or(0, |log| log.len()) / u64::from(PAGE);
     let needed = (frames / PART_FRAMES + 2) * PART_BYTES;
-    files::room(folder).map_or(true, |room| room >= needed)
-}
-
-/// Takes the room that the index may need while the store is open, so that no append finds it gone. SQLite empties the index
-/// whenever the store is opened.
-pub(super) fn keep_room_for_index(folder: &Path) {
-    let kept = std::fs::File::options().write(true).open(index(folder)).and_then(|file| {
-        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, SPARE / 2).map_err(std::io::Error::from)
-    });
-    if let Err(error) = kept {
-        tracing::debug!(%error, "no room is kept for the index of the store's log");
-    }
+    // What it has it is made of again.
+    let has = std::fs::metadata(folder.join("journal.db-shm")).map_or(0, |index| index.blocks() * 512);
+    needed > has && files::lacks_room_for(folder, needed - has)
 }
 
 /// Writes the log out ahead with zeros, when there is none: SQLite takes a log without its header for an empty one.

@@ -116,6 +116,9 @@ impl SqliteStore {
             let created = options.created.unwrap_or_else(Timestamp::now);
             layout::create(folder, options.id.unwrap_or_else(Uuid::new_v4), created)?;
         }
+        if layout::lacks_room_for_index(folder) {
+            ReserveFile::named(folder, "spare", layout::SPARE).release();
+        }
         let identity = connect::inspect(folder)?;
         let reserve = Arc::new(ReserveFile::open(folder, options.reserve));
         let spare = ReserveFile::named(folder, "spare", layout::SPARE);
@@ -137,7 +140,6 @@ impl SqliteStore {
             },
             e => unread(&format!("open {} for writing", database.display()), &e),
         })?;
-        layout::keep_room_for_index(folder);
         let (commands, queue) = mpsc::channel();
         let subscribers = broadcast::Sender::new(SUBSCRIBER_LAG);
         let pen =
@@ -194,11 +196,11 @@ impl SqliteStore {
 /// The two connections that write. Opening may need some room (the index of the log is built anew after a crash), and on a
 /// full disk what was kept back for it is given up.
 fn writers(folder: &Path, kept: &[&ReserveFile]) -> rusqlite::Result<(Connection, Connection)> {
-    for reserve in kept {
-        // Beforehand: without the room there may be no error to be told.
-        if !layout::has_room_for_index(folder) {
-            reserve.release();
-        }
+    // Beforehand: without the room there may be no error to be told.
+    let mut next = kept.iter();
+    while layout::lacks_room_for_index(folder) {
+        let Some(reserve) = next.next() else { return Err(connect::no_room()) };
+        reserve.release();
     }
     let open = || {
         let durable = connect::writer(folder, true)?;

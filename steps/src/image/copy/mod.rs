@@ -305,7 +305,12 @@ pub fn copy(
             folder.create_file(name)?
         }
         Start::Resume(token) => {
-            let file = folder.open_file_for_writing(name)?;
+            let file = match folder.open_file_for_writing(name) {
+                Err(RootError::Missing { .. }) => {
+                    return Err(CopyError::StaleToken { why: "what there was of the copy is gone" });
+                }
+                file => file?,
+            };
             let stat = rustix::fs::fstat(&file)
                 .map_err(|e| RootError::from_errno("look at", folder.path_of(name), e))?;
             resume = Some(token.resume(source.identity(), &stat, &options.header)?);
