@@ -100,7 +100,9 @@ pub(crate) fn transfer(
     let done = copy::copy_or_anew(source, folder, name, start, options, reports);
     // The note first: it must not speak of what is not there.
     let forgotten = match &done {
-        Err(CopyError::Sync { .. } | CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) => reports.forget(),
+        Err(CopyError::Sync { .. } | CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) => {
+            reports.forget()
+        }
         _ => Ok(()),
     };
     if let Err(CopyError::GaveUp { .. } | CopyError::NoSpace { .. }) = &done {
